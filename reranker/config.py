@@ -1,0 +1,466 @@
+"""The settings of every command, their meaning, and the checks that need no file and no device.
+
+In: a composed Hydra config. Out: one typed dataclass for each command. The line under a field is its
+documentation: `reranker <command> --help` prints it. Raises `UserError` for values that contradict
+each other. Nothing here imports torch, so that help and `--cfg job` are immediate.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import typing
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, Optional
+
+from omegaconf import MISSING
+
+from reranker.errors import UserError
+
+# omegaconf reads Optional[...] on every Python that we support; the X | None form it does not.
+# ruff: noqa: UP045
+
+
+class ShortGroups(Enum):
+    repeat = "repeat"
+    shrink = "shrink"
+    error = "error"
+
+
+class Truncation(Enum):
+    longest_first = "longest_first"
+    only_second = "only_second"
+
+
+class Precision(Enum):
+    auto = "auto"
+    fp16 = "fp16"
+    bf16 = "bf16"
+    fp32 = "fp32"
+
+
+class Device(Enum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class TrackingMode(Enum):
+    auto = "auto"
+    online = "online"
+    offline = "offline"
+    disabled = "disabled"
+
+
+class ShardCheck(Enum):
+    size = "size"
+    sha256 = "sha256"
+
+
+@dataclass
+class ModelConfig:
+    name: str = "BAAI/bge-reranker-large"
+    """Hub name or directory of an encoder, with or without a trained score head"""
+    revision: Optional[str] = None
+    """Branch, tag or commit of a hub model"""
+    dropout: Optional[float] = None
+    """Dropout of hidden states and attention; null keeps the model's own"""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time"""
+
+
+@dataclass
+class NegativesConfig:
+    warmup: float = 0.0
+    """Share of the training, from its start, in which every negative is a random passage of another group"""
+    random: float = 0.0
+    """Share of a group's negatives that stay random afterwards; the others are the group's own"""
+    hardest: Optional[int] = None
+    """Choose among the first n of a group's own negatives only; null: among all"""
+
+
+@dataclass
+class DataConfig:
+    shards: str = MISSING
+    """Directory that `reranker pack` wrote"""
+    dev: Optional[str] = None
+    """Groups (jsonl) on which checkpoints are selected; null: the last checkpoint is the model"""
+    group_size: int = 3
+    """Passages of a group in the loss: one positive and the rest negatives"""
+    short_groups: ShortGroups = ShortGroups.repeat
+    """Fewer negatives than places: `repeat` them, `shrink` the group, or stop with an `error`"""
+    truncation: Truncation = Truncation.longest_first
+    """What is cut when query and passage exceed max_length: the longer of both, or the passage only"""
+    max_length: int = 512
+    """Tokens of a pair at most, special tokens included"""
+    query_max_length: Optional[int] = None
+    """Tokens of a query at most, special tokens not included; null: no limit of its own"""
+    negatives: NegativesConfig = field(default_factory=NegativesConfig)
+    shuffle_block: int = 64
+    """Shards whose groups are shuffled together; data of fewer shards is shuffled as a whole"""
+    check: ShardCheck = ShardCheck.size
+    """What is compared with the manifest before training: each shard's size, or its sha256 as well"""
+    workers: int = 1
+    """Processes that read and tokenize for each rank; 0: the rank itself"""
+    prefetch: int = 8
+    """Micro-batches that each worker prepares ahead"""
+
+
+@dataclass
+class BatchConfig:
+    groups: int = 32
+    """Groups of an optimizer step over all ranks: the effective batch"""
+    per_gpu: int = 1
+    """Groups of a micro-batch on one rank; accumulation follows as groups / (per_gpu x ranks)"""
+
+
+@dataclass
+class OptimConfig:
+    lr: float = 5e-6
+    """Peak learning rate"""
+    weight_decay: float = 0.01
+    """Decoupled weight decay of matrices; biases and LayerNorm have none"""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay rates of the two moments"""
+    eps: float = 1e-8
+    """AdamW's epsilon"""
+    warmup: float = 0.0
+    """Share of the steps over which the learning rate rises from zero"""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm; 0: not at all"""
+
+
+@dataclass
+class DeepspeedConfig:
+    stage: int = 2
+    """ZeRO stage: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters are partitioned"""
+    reduce_bucket_size: Optional[int] = None
+    """Elements of a gradient bucket; null: sized to the model, at most 5e8"""
+
+
+@dataclass
+class PrecisionConfig:
+    name: Precision = Precision.auto
+    """fp16, bf16 or fp32; auto: fp16 on a GPU, fp32 on a CPU"""
+    initial_scale_power: int = 16
+    """fp16: the loss scale starts at two to this power"""
+    loss_scale_window: int = 1000
+    """fp16: steps without overflow after which the scale doubles"""
+    hysteresis: int = 2
+    """fp16: overflows before the scale is halved"""
+    min_loss_scale: float = 1.0
+    """fp16: the scale never falls below this"""
+    fp16_on_cpu: bool = False
+    """Let fp16 run on a CPU, several times slower than fp32: for testing the loss scaler"""
+
+
+@dataclass
+class TrackingConfig:
+    mode: TrackingMode = TrackingMode.auto
+    """Weights & Biases online, offline or disabled; auto: online with a key and a network, else offline"""
+    project: str = "ko-reranker"
+    """Weights & Biases project"""
+    entity: Optional[str] = None
+    """Weights & Biases user or team"""
+    group: Optional[str] = None
+    """Weights & Biases group of the run"""
+    tags: list[str] = field(default_factory=list)
+    """Weights & Biases tags of the run"""
+
+
+@dataclass
+class TrainSettings:
+    epochs: int = 3
+    """Times that every group is seen"""
+    max_steps: Optional[int] = None
+    """Stop after this many optimizer steps; the schedule ends there as well"""
+    seed: int = 42
+    """Decides the order of the groups, the choice of negatives, the new head and dropout"""
+    device: Device = Device.auto
+    """auto: the GPU if there is one"""
+    dry_run: bool = False
+    """Print devices, batch arithmetic, steps and memory estimates, then stop"""
+    log_every: int = 1
+    """Steps between two records of metrics"""
+    eval_every: Optional[int] = None
+    """Steps between two evaluations on data.dev; null: at the end of each epoch"""
+    metric: str = "mrr"
+    """Metric of data.dev that selects the best checkpoint: mrr or ndcg@10"""
+    save_every: Optional[int] = None
+    """Steps between two checkpoints; null: with each evaluation"""
+    keep_last: int = 2
+    """Newest checkpoints that are kept, beside the best one"""
+    deterministic: bool = False
+    """Bitwise repeatable kernels, slower on a GPU"""
+    timeout: float = 1800.0
+    """Seconds after which a collective that some rank does not join ends the job"""
+
+
+@dataclass
+class TrainConfig:
+    run_dir: str = "runs/train"
+    """Everything that the run writes; the same command with the same directory resumes"""
+    name: str = "train"
+    """Name of the run in tracking and in the model card"""
+    recipe: Any = None
+    """Recipe that the values were taken from"""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    deepspeed: DeepspeedConfig = field(default_factory=DeepspeedConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    train: TrainSettings = field(default_factory=TrainSettings)
+
+
+@dataclass
+class PackConfig:
+    groups: str = MISSING
+    """Groups, one JSON object a line (.jsonl, .jsonl.gz, .jsonl.zst)"""
+    output: str = MISSING
+    """Directory for the shards and their manifest"""
+    groups_per_shard: int = 2048
+    """Groups in each shard but the last"""
+    overwrite: bool = False
+    """Replace shards made from other groups"""
+
+
+@dataclass
+class FirstStageConfig:
+    analyzer: str = "kiwi"
+    """kiwi: Korean content morphemes; words: lower-cased words; bigrams: character pairs"""
+    k1: float = 0.9
+    """BM25's term frequency saturation"""
+    b: float = 0.4
+    """BM25's length normalisation"""
+
+
+@dataclass
+class EvaluateConfig:
+    model: str = MISSING
+    """Directory or hub name of the fine-tuned reranker"""
+    base: Optional[str] = None
+    """Directory or hub name of the model it started from; null: the table has no such row"""
+    corpus: str = MISSING
+    """Passages, one {"id", "text"} a line; "doc" names the document of a passage"""
+    queries: str = MISSING
+    """Queries, one {"qid", "query", "pos"} a line; "also" lists equivalents of the right passage"""
+    output: Optional[str] = None
+    """Directory for table.json, table.md and table.png; null: the table is printed only"""
+    depth: int = 20
+    """Passages of the first stage that are reranked"""
+    contexts: int = 5
+    """Passages handed on: has-right-in-contexts looks among these"""
+    sample: Optional[int] = None
+    """Queries that are used, chosen by the hash of their qid; null: all"""
+    first_stage: FirstStageConfig = field(default_factory=FirstStageConfig)
+    max_length: Optional[int] = None
+    """Tokens of a pair at most; null: the model's own"""
+    batch_tokens: int = 4096
+    """Tokens of a forward batch at most, padding included"""
+    precision: Precision = Precision.auto
+    """auto: fp16 on a GPU, fp32 on a CPU"""
+    device: Device = Device.auto
+    """auto: the GPU if there is one"""
+    resamples: int = 2000
+    """Bootstrap resamples behind the 95% intervals"""
+    seed: int = 42
+    """Seed of the bootstrap"""
+    force: bool = False
+    """Evaluate again although the inputs are those of the table in output"""
+
+
+@dataclass
+class ExportConfig:
+    run: str = MISSING
+    """Run directory of a training"""
+    checkpoint: str = "best"
+    """best, last or the name of a directory under checkpoints/"""
+    output: Optional[str] = None
+    """Directory for the model; null: model/ in the run directory"""
+    dtype: Precision = Precision.fp32
+    """Type of the weights on the disk: fp32, fp16 or bf16"""
+    report: Optional[str] = None
+    """table.json for the model card; null: report/table.json in the run directory, if it is there"""
+
+
+@dataclass
+class ScoreConfig:
+    model: str = MISSING
+    """Directory or hub name of a reranker"""
+    input: str = "-"
+    """Requests, one {"query", "passages"} a line; -: standard input"""
+    output: str = "-"
+    """Answers, one {"query", "scores", "probabilities"} a line; -: standard output"""
+    max_length: Optional[int] = None
+    """Tokens of a pair at most; null: the model's own"""
+    batch_tokens: int = 4096
+    """Tokens of a forward batch at most, padding included"""
+    precision: Precision = Precision.auto
+    """auto: fp16 on a GPU, fp32 on a CPU"""
+    device: Device = Device.auto
+    """auto: the GPU if there is one"""
+
+
+@dataclass
+class DemoConfig:
+    output: str = "runs/demo"
+    """Directory for data/ (corpus, queries, groups) and base/ (the base model)"""
+    negatives: int = 20
+    """BM25 negatives of each training group"""
+    dev_queries: int = 64
+    """Queries of the dev split that select checkpoints"""
+    dev_negatives: int = 9
+    """BM25 negatives of each dev query"""
+    force: bool = False
+    """Make everything again although it is there"""
+
+
+COMMANDS: dict[str, tuple[type, str]] = {
+    "pack": (PackConfig, "write groups as WebDataset shards with a manifest"),
+    "train": (TrainConfig, "train a cross-encoder reranker"),
+    "evaluate": (EvaluateConfig, "compare first stage, base and fine-tuned model on a corpus with queries"),
+    "export": (ExportConfig, "write a checkpoint as a Hugging Face directory with a model card"),
+    "score": (ScoreConfig, "score passages for queries"),
+    "demo": (DemoConfig, "prepare the demo's documents, training groups and base model"),
+}
+
+
+def carried_directory(name: str) -> Path:
+    """`conf` or `launch`: beside the package in a checkout, inside it in an installed wheel."""
+    package = Path(__file__).resolve().parent
+    for path in (package / name, package.parent / name):
+        if path.is_dir():
+            return path
+    raise AssertionError(f"the installation lacks {name}/")
+
+
+def field_docs(config: type) -> dict[str, str]:
+    """{field: the line under it} of a config dataclass."""
+    body = ast.parse(inspect.getsource(config)).body[0]
+    assert isinstance(body, ast.ClassDef)
+    docs = {}
+    for statement, following in zip(body.body, body.body[1:]):
+        if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr):
+            assert isinstance(statement.target, ast.Name) and isinstance(following.value, ast.Constant)
+            docs[statement.target.id] = str(following.value.value)
+    return docs
+
+
+def describe(config: type, prefix: str = "") -> list[tuple[str, str, Any, str]]:
+    """(key, type, default, documentation) of every value of a config, nested ones with dotted keys."""
+    rows: list[tuple[str, str, Any, str]] = []
+    hints, docs = typing.get_type_hints(config), field_docs(config)
+    for item in dataclasses.fields(config):
+        if dataclasses.is_dataclass(hint := hints[item.name]):
+            rows += describe(typing.cast(type, hint), f"{prefix}{item.name}.")
+            continue
+        default = item.default
+        if item.default_factory is not dataclasses.MISSING:
+            default = item.default_factory()
+        rows.append((prefix + item.name, _type_name(hint), default, docs[item.name]))
+    return rows
+
+
+def _type_name(hint: Any) -> str:
+    arguments = [argument for argument in typing.get_args(hint) if argument is not type(None)]
+    if typing.get_origin(hint) is typing.Union:
+        return f"{_type_name(arguments[0])} or null"
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return "|".join(member.name for member in hint)
+    if hint is Any:
+        return "name"
+    return str(getattr(hint, "__name__", hint))
+
+
+def accumulation(groups: int, per_gpu: int, world: int) -> int:
+    """Micro-batches of each rank in one optimizer step. Raises UserError where the batch does not divide."""
+    if groups % (per_gpu * world):
+        fits = [size for size in range(1, groups + 1) if groups % (size * world) == 0]
+        fix = (
+            f"set batch.per_gpu to one of {fits}" if fits else f"set batch.groups to a multiple of {per_gpu * world}"
+        )
+        raise UserError(
+            "batch",
+            f"groups={groups}, per_gpu={per_gpu}, ranks={world}",
+            f"{groups} to be a multiple of {per_gpu} x {world}",
+            fix,
+        )
+    return groups // (per_gpu * world)
+
+
+def check_train(config: TrainConfig) -> None:
+    """Refuse values that contradict each other or cannot be. Raises UserError."""
+    data, batch, train, optim = config.data, config.batch, config.train, config.optim
+    at_least: list[tuple[str, float, float]] = [
+        ("data.group_size", data.group_size, 2),
+        ("data.max_length", data.max_length, 8),
+        ("data.workers", data.workers, 0),
+        ("data.prefetch", data.prefetch, 1),
+        ("data.shuffle_block", data.shuffle_block, 1),
+        ("batch.groups", batch.groups, 1),
+        ("batch.per_gpu", batch.per_gpu, 1),
+        ("train.epochs", train.epochs, 1),
+        ("train.keep_last", train.keep_last, 1),
+        ("train.log_every", train.log_every, 1),
+        ("optim.lr", optim.lr, 0),
+        ("optim.weight_decay", optim.weight_decay, 0),
+        ("optim.max_grad_norm", optim.max_grad_norm, 0),
+    ]
+    optional = {
+        "data.query_max_length": data.query_max_length,
+        "data.negatives.hardest": data.negatives.hardest,
+        "train.max_steps": train.max_steps,
+        "train.eval_every": train.eval_every,
+        "train.save_every": train.save_every,
+    }
+    at_least += [(key, value, 1) for key, value in optional.items() if value is not None]
+    for key, value, least in at_least:
+        if value < least:
+            raise UserError(key, str(value), f"{least:g} or more", "change the value")
+    shares = {
+        "data.negatives.warmup": data.negatives.warmup,
+        "data.negatives.random": data.negatives.random,
+        "optim.warmup": optim.warmup,
+        "model.dropout": config.model.dropout or 0.0,
+    }
+    for key, value in shares.items():
+        if not 0 <= value <= 1:
+            raise UserError(key, str(value), "a share between 0 and 1", "change the value")
+    if config.deepspeed.stage not in (0, 1, 2, 3):
+        raise UserError("deepspeed.stage", str(config.deepspeed.stage), "0, 1, 2 or 3", "say deepspeed=zero2, for example")
+    if data.query_max_length is not None and data.query_max_length > data.max_length - 5:
+        raise UserError(
+            "data.query_max_length",
+            str(data.query_max_length),
+            f"at most data.max_length - 5 = {data.max_length - 5}, to leave room for the passage",
+            "lower it or raise data.max_length",
+        )
+    if train.metric not in ("mrr", "ndcg@10"):
+        raise UserError("train.metric", train.metric, "mrr or ndcg@10", "change the value")
+
+
+def resolve_precision(requested: Precision, device: str, stage: int, fp16_on_cpu: bool) -> tuple[Precision, int, list[str]]:
+    """(precision, ZeRO stage, what to tell the user) of a training.
+
+    A CPU has no fp16 in DeepSpeed; at stage 0 its 16-bit paths train wrongly (an AdamW step with zero
+    gradients at start, a loss that is never scaled), so 16 bit at stage 0 becomes stage 1, whose
+    arithmetic is the same. Raises UserError for fp16 asked for on a CPU.
+    """
+    told = []
+    precision = requested
+    if requested is Precision.auto:
+        precision = Precision.fp16 if device == "cuda" else Precision.fp32
+        if device == "cpu":
+            told.append("precision=auto: no GPU found, training in fp32")
+    if precision is Precision.fp16 and device == "cpu" and not fp16_on_cpu:
+        raise UserError("precision", "fp16 on a CPU", "fp32, bf16 or auto, as DeepSpeed has no fp16 there",
+                        "say precision=fp32")  # fmt: skip
+    if precision in (Precision.fp16, Precision.bf16) and stage == 0:
+        told.append(f"deepspeed=zero0 trains wrongly in {precision.value}: ZeRO stage 1 is used instead")
+        stage = 1
+    return precision, stage, told

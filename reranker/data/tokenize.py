@@ -1,0 +1,90 @@
+"""Query and passage -> the token ids of a pair, alike in training, scoring and export.
+
+In: texts. Out: `Pair`s, special tokens included, cut by the truncation contract (`Contract`), which an
+exported model carries in its config.json, so that everyone who scores with it cuts as training did.
+The cutting is the tokenizers library's own, so it equals `tokenizer(query, passage, truncation=...)`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from reranker.errors import UserError
+
+CONFIG_KEY = "reranker"
+"""Key of the truncation contract in an exported config.json."""
+
+
+@dataclass(frozen=True)
+class Contract:
+    """How a pair is cut.
+
+    Attributes:
+        max_length: tokens of a pair at most, special tokens included.
+        query_max_length: tokens of the query at most, special tokens not included; None: no limit of its
+            own, except that `only_second` never cuts the query otherwise and so keeps it to three quarters
+            of max_length (as FlagEmbedding's FlagReranker does).
+        truncation: "longest_first" or "only_second".
+    """
+
+    max_length: int = 512
+    query_max_length: int | None = None
+    truncation: str = "longest_first"
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def of_model(cls, config: Any, max_length: int | None = None) -> Contract:
+        """The contract in a model's config, or the default one; `max_length` overrides its length."""
+        stored = getattr(config, CONFIG_KEY, None) or {}
+        contract = cls(**{key: stored[key] for key in cls.__dataclass_fields__ if key in stored})
+        return dataclasses.replace(contract, max_length=max_length) if max_length else contract
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Token ids and segment ids of one query with one passage, both of the same length."""
+
+    ids: list[int]
+    types: list[int]
+
+
+class PairTokenizer:
+    """Encodes queries with their passages under a contract.
+
+    `tokenizer` is a Hugging Face tokenizer backed by the tokenizers library. Raises UserError if it is not.
+    """
+
+    def __init__(self, tokenizer: Any, contract: Contract) -> None:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise UserError(
+                "model.name", f"a {type(tokenizer).__name__} in Python", "a tokenizer with a tokenizer.json",
+                "save it with a fast tokenizer first",
+            )  # fmt: skip
+        self.contract = contract
+        self.pad_id: int = tokenizer.pad_token_id
+        self.fingerprint_text: str = backend.to_str()
+        self._text = Tokenizer.from_str(self.fingerprint_text)
+        self._text.no_truncation()
+        self._text.no_padding()
+        self._pair = Tokenizer.from_str(self.fingerprint_text)
+        self._pair.no_padding()
+        self._pair.enable_truncation(contract.max_length, strategy=contract.truncation)
+        self._query_limit = contract.query_max_length
+        if contract.truncation == "only_second" and self._query_limit is None:
+            self._query_limit = contract.max_length * 3 // 4
+
+    def encode(self, query: str, passages: Sequence[str]) -> list[Pair]:
+        """One `Pair` for each passage."""
+        first, *others = self._text.encode_batch([query, *passages], add_special_tokens=False)
+        if self._query_limit is not None:
+            first.truncate(self._query_limit)
+        encodings = [self._pair.post_process(first, other, add_special_tokens=True) for other in others]
+        return [Pair(encoding.ids, encoding.type_ids) for encoding in encodings]

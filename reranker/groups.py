@@ -1,0 +1,169 @@
+"""The group: one query with its positives and negatives, as every part of the project knows it.
+
+In: JSON lines (plain, .gz, .zst), each a FlagEmbedding object
+`{"query": str, "pos": [str, ...], "neg": [str, ...]}` with optional `pos_scores`, `neg_scores`, `id` and
+`prompt`, or a sentence-transformers triplet `[query, positive, negative]`.
+Out: `Group` records. Every line is checked; the first wrong one raises `UserError` with file and line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reranker.errors import UserError, closest, shorten
+from reranker.files import atomic_open, open_text
+
+FORM = '{"query": "...", "pos": ["..."], "neg": ["..."]}'
+
+
+@dataclass(frozen=True)
+class Group:
+    """One query, its positives and its negatives.
+
+    Attributes:
+        query: the query, not empty.
+        pos: at least one positive passage.
+        neg: at least one negative passage.
+        pos_scores, neg_scores: a teacher's scores, one for each passage, or None.
+        id: the user's own name for the group, or None.
+        prompt: an instruction put before the query by models that take one, or None.
+    """
+
+    query: str
+    pos: tuple[str, ...]
+    neg: tuple[str, ...]
+    pos_scores: tuple[float, ...] | None = None
+    neg_scores: tuple[float, ...] | None = None
+    id: str | None = None
+    prompt: str | None = None
+
+    def to_json(self) -> str:
+        """The record as one line, with the optional keys that it has, in a fixed order."""
+        record = {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
+        return json.dumps(record, ensure_ascii=False, separators=(",", ":"))
+
+
+_KEYS = tuple(field.name for field in dataclasses.fields(Group))
+
+
+def parse_group(value: Any, where: object) -> Group:
+    """A `Group` from one decoded JSON value.
+
+    `where` is named in the error, as in `train.jsonl:12`. Raises UserError.
+    """
+    if isinstance(value, list):
+        return _parse_triplet(value, where)
+    if not isinstance(value, dict):
+        raise UserError(where, f"{_kind(value)} {shorten(value)}", "a JSON object", f"write {FORM}")
+    for key in ("query", "pos", "neg"):
+        if key not in value:
+            near = closest(key, value)
+            fix = f'rename "{near}" to "{key}"' if near and near not in _KEYS else f"write {FORM}"
+            raise UserError(where, f"keys {sorted(value)}", f'a key "{key}"', fix)
+    pos = _texts(value["pos"], "pos", where)
+    neg = _texts(value["neg"], "neg", where)
+    return Group(
+        query=_text(value["query"], '"query"', where),
+        pos=pos,
+        neg=neg,
+        pos_scores=_scores(value.get("pos_scores"), "pos_scores", len(pos), where),
+        neg_scores=_scores(value.get("neg_scores"), "neg_scores", len(neg), where),
+        id=None if value.get("id") is None else str(value["id"]),
+        prompt=None if not value.get("prompt") else _text(value["prompt"], '"prompt"', where),
+    )
+
+
+def read_groups(path: str | Path) -> Iterator[Group]:
+    """The groups of a `.jsonl`, `.jsonl.gz` or `.jsonl.zst` file in order; blank lines are passed over.
+
+    Raises UserError at the first line that is not a group, or if the file holds none.
+    """
+    found = False
+    for where, value in read_lines(path):
+        found = True
+        yield parse_group(value, where)
+    if not found:
+        raise UserError(path, "an empty file", f"one group a line, {FORM}", "check how the file was made")
+
+
+def read_lines(path: str | Path) -> Iterator[tuple[str, Any]]:
+    """(`file:line`, decoded JSON value) of each line that is not blank. Raises UserError."""
+    number = 0
+    try:
+        with open_text(path) as stream:
+            for number, line in enumerate(stream, 1):
+                if line.strip():
+                    try:
+                        yield f"{path}:{number}", json.loads(line)
+                    except json.JSONDecodeError as error:
+                        raise UserError(
+                            f"{path}:{number}",
+                            f"{shorten(line)} ({error.msg} at column {error.colno})",
+                            "one JSON value a line",
+                            "write each record on one line of its own",
+                        ) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}:{number + 1}", f"bytes that are not UTF-8 ({error.reason})", "UTF-8 text",
+                        "convert the file, for example with iconv") from None  # fmt: skip
+    except (EOFError, OSError, zlib.error) as error:
+        raise UserError(path, f"a file that cannot be read to its end ({error})", "a whole file",
+                        "copy or make the file anew") from None  # fmt: skip
+
+
+def write_groups(path: str | Path, groups: Iterable[Group]) -> int:
+    """Write groups as JSON lines, whole or not at all. Returns how many were written."""
+    count = 0
+    with atomic_open(path) as stream:
+        for count, group in enumerate(groups, 1):
+            stream.write(group.to_json().encode("utf-8") + b"\n")
+    return count
+
+
+def _parse_triplet(value: list[Any], where: object) -> Group:
+    if len(value) != 3:
+        raise UserError(where, f"an array of {len(value)}", "[query, positive, negative]", "write three texts")
+    query, positive, negative = (
+        _text(text, name, where) for text, name in zip(value, ("query", "positive", "negative"), strict=True)
+    )
+    return Group(query, (positive,), (negative,))
+
+
+def _texts(value: Any, key: str, where: object) -> tuple[str, ...]:
+    # "pos": "text" instead of ["text"] silently trains on single characters elsewhere.
+    if not isinstance(value, list):
+        raise UserError(where, f'"{key}" {_kind(value)} {shorten(value)}', "a list of strings", f'write "{key}": ["..."]')
+    if not value:
+        fix = "mine negatives for the group or leave it out" if key == "neg" else "add a passage or leave it out"
+        raise UserError(where, f'an empty "{key}" list', "at least one passage", fix)
+    return tuple(_text(text, f'"{key}"[{index}]', where) for index, text in enumerate(value))
+
+
+def _text(value: Any, name: str, where: object) -> str:
+    if not isinstance(value, str):
+        raise UserError(where, f"{name} {_kind(value)} {shorten(value)}", "a string", "write it as text")
+    if not value.strip():
+        raise UserError(where, f"an empty {name}", "some text", "fill it in or leave the group out")
+    return value
+
+
+def _scores(value: Any, key: str, count: int, where: object) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    numbers = isinstance(value, list) and all(
+        isinstance(score, (int, float)) and not isinstance(score, bool) for score in value
+    )
+    if not numbers or len(value) != count:
+        found = f"{len(value)} of them" if numbers else shorten(value)
+        raise UserError(where, f'"{key}" {found}', f"{count} numbers, one a passage", f'mend or remove "{key}"')
+    return tuple(float(score) for score in value)
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "a null"}
+    return names.get(type(value), "a number")

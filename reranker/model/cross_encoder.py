@@ -1,0 +1,129 @@
+"""A name or directory -> a stock `AutoModelForSequenceClassification` with one score, and its tokenizer.
+
+In: settings. Out: the model in float32 masters' precision, ready for an engine; `score` turns a micro-batch
+into scores_GP. A model without a trained head gets a fresh one, drawn from the seed. Raises UserError for a
+name that cannot be loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reranker.data.collate import MicroBatch
+from reranker.errors import UserError
+
+HEAD_NAMES = ("classifier", "score", "head", "pooler", "out_proj")
+
+
+def load_config(name: str, revision: str | None = None, key: str = "model.name") -> Any:
+    """The Hugging Face config of a model with one score. `key` is named in the error."""
+    from transformers import AutoConfig
+
+    directory = Path(name)
+    if directory.exists() and not (directory / "config.json").is_file():
+        kind = "a directory without config.json" if directory.is_dir() else "a file"
+        raise UserError(key, f"{name}, {kind}", "a Hugging Face model directory or hub name", "check the path")
+    if not directory.exists() and (name.startswith((".", "/", "~")) or name.count("/") != 1):
+        raise UserError(key, f"{name}, which does not exist", "a Hugging Face model directory or hub name",
+                        "check the path")  # fmt: skip
+    with _told_as_ours(name, key):
+        return AutoConfig.from_pretrained(name, revision=revision, num_labels=1)
+
+
+def load_tokenizer(name: str, revision: str | None = None, key: str = "model.name") -> Any:
+    from transformers import AutoTokenizer
+
+    load_config(name, revision, key)
+    with _told_as_ours(name, key):
+        return AutoTokenizer.from_pretrained(name, revision=revision)
+
+
+def load_model(
+    name: str,
+    *,
+    revision: str | None = None,
+    seed: int = 0,
+    dropout: float | None = None,
+    gradient_checkpointing: bool = False,
+    dtype: torch.dtype = torch.float32,
+    key: str = "model.name",
+) -> tuple[Any, bool]:
+    """(model, whether its score head is freshly drawn).
+
+    `dtype` is explicit, as from_pretrained otherwise keeps the checkpoint's own. `dropout` replaces the
+    hidden and attention dropout of the config.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    config = load_config(name, revision, key)
+    if dropout is not None:
+        for field in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout",
+                      "attention_dropout", "mlp_dropout", "embedding_dropout"):  # fmt: skip
+            if hasattr(config, field):
+                setattr(config, field, dropout)
+    with _told_as_ours(name, key), _seeded(seed):
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            name, revision=revision, config=config, dtype=dtype, output_loading_info=True
+        )
+    fresh = sorted(info["missing_keys"])
+    body = [weight for weight in fresh if not any(part in HEAD_NAMES for part in weight.split("."))]
+    if body:
+        raise UserError(key, f"{name} without {len(body)} weights of its encoder, {body[0]} the first",
+                        "a whole checkpoint", "check how it was saved")  # fmt: skip
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model, bool(fresh)
+
+
+def score(model: Any, batch: MicroBatch) -> torch.Tensor:
+    """scores_GP of a micro-batch, in the model's own precision."""
+    return score_pairs(model, batch.ids_NL, batch.types_NL, batch.mask_NL).view(batch.present_GP.shape)
+
+
+def score_pairs(model: Any, ids_NL: torch.Tensor, types_NL: torch.Tensor, mask_NL: torch.Tensor) -> torch.Tensor:
+    """A raw score (logit) for each of N pairs."""
+    inputs = {"input_ids": ids_NL, "attention_mask": mask_NL}
+    # Models with one segment (XLM-R, RoBERTa) or none (ModernBERT) take no segment ids.
+    if getattr(_config(model), "type_vocab_size", 0) > 1:
+        inputs["token_type_ids"] = types_NL
+    return model(**inputs).logits[:, 0]
+
+
+def _config(model: Any) -> Any:
+    return model.config if hasattr(model.config, "hidden_size") else model.module.config
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextlib.contextmanager
+def _told_as_ours(name: str, key: str) -> Iterator[None]:
+    """Loading errors of the hub libraries as one line; their progress bars and reports stay away."""
+    from transformers.utils import logging as hub_logging
+
+    bars = hub_logging.is_progress_bar_enabled()
+    hub_logging.disable_progress_bar()
+    verbosity = hub_logging.get_verbosity()
+    hub_logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = " ".join(str(error).split()).split(". ")[0]
+        raise UserError(key, f"{name}, which cannot be loaded ({reason[:160]})",
+                        "a Hugging Face encoder directory or hub name", "check the name and the network") from error  # fmt: skip
+    finally:
+        hub_logging.set_verbosity(verbosity)
+        if bars:
+            hub_logging.enable_progress_bar()
