@@ -1,19 +1,26 @@
 """The console command: `reranker <command> key=value ...`, one Hydra entry point for each command.
 
 In: the command line. Out: the command's effect and the exit code: 0 done, 2 a user's mistake (one line on
-standard error, from rank 0 only), anything else a defect of ours. Heavy imports wait until a command runs.
+standard error, from rank 0 only where every rank holds the same), 130 interrupted, anything else a defect of
+ours. Heavy imports wait until a command runs.
 """
 
 from __future__ import annotations
 
 import os
-import re
+import shutil
 import sys
+import textwrap
+import time
+import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from reranker.config import COMMANDS, carried_directory, describe
 from reranker.errors import EXIT_CODE, UserError, closest
+
+INTERRUPTED = 130
+HEAD_START = 2.0  # seconds
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,53 +41,127 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError("command", argv[0], "one of " + ", ".join(COMMANDS), fix)
         return run_command(argv[0], argv[1:])
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0" or not getattr(error, "agreed", False):
-            print(f"reranker: error: {error}", file=sys.stderr, flush=True)
+        _tell(error)
         return EXIT_CODE
+    except KeyboardInterrupt:
+        if _is_rank_0():
+            print("reranker: interrupted", file=sys.stderr, flush=True)
+        return INTERRUPTED
     except BrokenPipeError:
         # `reranker score ... | head` closed our output: not an error, but nothing more can be written.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
-def run_command(command: str, overrides: list[str]) -> int:
-    """Compose the config of `command` and run it. Raises UserError."""
-    if any(argument in ("-h", "--help") for argument in overrides):
+def run_command(command: str, arguments: list[str]) -> int:
+    """Compose the config of `command` and run it, once for each job of a sweep.
+
+    Returns the exit code, the largest one of a sweep. Raises UserError.
+    """
+    if any(argument in ("-h", "--help") for argument in arguments):
         print(_help(command))
         return 0
     import hydra
+    import yaml
     from hydra.core.config_store import ConfigStore
     from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from reranker.overrides import check_arguments, explain
+
+    codes: list[int] = []
+    failures: list[Exception] = []
+
+    def job(config: Any) -> None:
+        # What a job raises would make Hydra print a report of its own: it is kept until Hydra is done.
+        try:
+            codes.append(_function(command)(_to_settings(command, config)))
+        except Exception as error:
+            failures.append(error)
+            if sweeping:
+                codes.append(_report(error))
+
+    ConfigStore.instance().store(name=f"{command}_schema", node=COMMANDS[command][0])
+    sweeping = any(argument in ("-m", "--multirun") for argument in arguments)
+    saved_arguments, saved_report = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise what is wrong with the config, do not print it and exit
+    try:
+        sys.argv = [f"reranker {command}", *check_arguments(command, arguments)]
+        _application(command, job)()
+    except UserError as error:
+        error.agreed = True  # every rank reads the same command line
+        raise
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        told = explain(command, error)
+        told.agreed = True
+        raise told from None
+    finally:
+        sys.argv = saved_arguments
+        if saved_report is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = saved_report
+    if failures and not sweeping:
+        raise failures[0]
+    return max(codes, default=0)
+
+
+def _application(command: str, job: Callable[[Any], None]) -> Callable[[], None]:
+    import hydra
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    conf = carried_directory("conf")
+    if command != "train":
+        # Where Hydra sees the directory conf/model/, it takes model=DIRECTORY for the choice of a yaml in it. A
+        # command without such groups is composed from its own file alone, beside a directory that holds neither
+        # groups nor a file of the command's name (recipe/ has a demo.yaml).
+        ConfigStore.instance().store(command, OmegaConf.to_container(OmegaConf.load(conf / f"{command}.yaml")))
+        conf = conf / "deepspeed"
+    return cast(Callable[[], None], hydra.main(version_base="1.3", config_path=str(conf), config_name=command)(job))
+
+
+def _to_settings(command: str, config: Any) -> Any:
+    """The composed config as the command's dataclass. Raises UserError for a value that is missing."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    schema = COMMANDS[command][0]
-    ConfigStore.instance().store(name=f"{command}_schema", node=schema)
-    # Without this Hydra prints its own report and exits with 1; we tell it in our form.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    code: list[int] = []
+    from reranker.overrides import explain
 
-    def run(config: Any) -> None:
-        try:
-            missing = sorted(OmegaConf.missing_keys(config))
-            if missing:
-                docs = {key: doc for key, _, _, doc in describe(schema)}
-                raise UserError(missing[0], "no value", _lower(docs.get(missing[0], "a value")), f"say {missing[0]}=...")
-            resolved = OmegaConf.to_object(config)
-        except OmegaConfBaseException as error:
-            raise _override_error(command, error) from None
-        code.append(_function(command)(resolved))
-
-    application = hydra.main(version_base="1.3", config_path=str(carried_directory("conf")), config_name=command)(run)
-    saved = sys.argv
-    sys.argv = [f"reranker {command}", *overrides]
     try:
-        application()
-    except (HydraException, OmegaConfBaseException) as error:
-        raise _override_error(command, error) from None
-    finally:
-        sys.argv = saved
-    return code[0] if code else 0
+        missing = OmegaConf.missing_keys(config)
+        for key, _, _, doc in describe(COMMANDS[command][0]):
+            if key in missing:
+                raise UserError(key, "no value", doc[:1].lower() + doc[1:], f"say {key}=...")
+        return OmegaConf.to_object(config)
+    except UserError as error:
+        error.agreed = True
+        raise
+    except OmegaConfBaseException as error:
+        told = explain(command, error)
+        told.agreed = True
+        raise told from None
+
+
+def _report(error: Exception) -> int:
+    """Print the failure of one job of a sweep and give its exit code; the other jobs go on."""
+    if isinstance(error, UserError):
+        _tell(error)
+        return EXIT_CODE
+    traceback.print_exception(type(error), error, error.__traceback__)
+    return 1
+
+
+def _tell(error: UserError) -> None:
+    if _is_rank_0() or not error.agreed:
+        print(f"reranker: error: {error}", file=sys.stderr, flush=True)
+    else:
+        # A launcher kills every rank when the first one ends: rank 0 must have said its line by then.
+        time.sleep(HEAD_START)
+
+
+def _is_rank_0() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _function(command: str) -> Callable[[Any], int]:
@@ -116,44 +197,6 @@ def _train(config: Any) -> int:
     return train(config, evaluator=DevEvaluator, export=export_run)
 
 
-def _override_error(command: str, error: Exception) -> UserError:
-    """Hydra's and omegaconf's words about an override, in our form."""
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    text = " ".join(str(error).split())
-    detail = " ".join(str(cause).split())
-    schema = COMMANDS[command][0]
-    keys = {key: (kind, doc) for key, kind, _, doc in describe(schema)}
-    unknown = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' (?:is )?not in", text)
-    bad_value = re.search(r"[Vv]alue '(.*?)' of type '[^']*' could not be converted to (\w+)", detail)
-    bad_enum = re.search(r"Invalid value '(.*?)', expected one of \[(.*?)\]", detail)
-    full_key = re.search(r"full_key: (\S+)", text + " " + detail)
-    if full_key and (bad_value or bad_enum):
-        key = full_key.group(1)
-        kind = keys[key][0] if key in keys else ""
-        found = (bad_value or bad_enum).group(1)  # type: ignore[union-attr]
-        return UserError(key, repr(found), kind or "another type", f"see reranker {command} --help")
-    group = re.search(r"Could not find '([^'/]+)/([^']+)'", text)
-    if group:
-        options = re.findall(r"'([^']+)'", text.split("Available options", 1)[-1]) if "Available" in text else []
-        options = options or _options(group.group(1))
-        near = closest(group.group(2), options)
-        return UserError(group.group(1), group.group(2), "one of " + ", ".join(options),
-                         f"did you mean {near}?" if near else f"see reranker {command} --help")  # fmt: skip
-    if unknown:
-        key = full_key.group(1) if full_key else unknown.group(1)
-        near = closest(key, keys)
-        return UserError(key, "a key that is not known", f"a key of {command}",
-                         f"did you mean {near}?" if near else f"see reranker {command} --help")  # fmt: skip
-    where = full_key.group(1) if full_key else "command line"
-    return UserError(where, text.split(" full_key:")[0], "key=value overrides", f"see reranker {command} --help")
-
-
-def _options(group: str) -> list[str]:
-    return sorted(path.stem for path in (carried_directory("conf") / group).glob("*.yaml"))
-
-
 def _overview() -> str:
     lines = ["usage: reranker <command> key=value ...", "", "commands:"]
     lines += [f"  {name:10s} {summary}" for name, (_, summary) in COMMANDS.items()]
@@ -162,23 +205,24 @@ def _overview() -> str:
 
 
 def _help(command: str) -> str:
+    from reranker.overrides import groups, shown_default
+
     schema, summary = COMMANDS[command]
-    lines = [f"usage: reranker {command} key=value ...", "", f"{summary[0].upper()}{summary[1:]}.", ""]
-    groups = sorted({key.split(".")[0] for key, *_ in describe(schema)})
-    chosen = [(group, _options(group)) for group in groups if (carried_directory("conf") / group).is_dir()]
-    if chosen:
-        lines += ["choices:"] + [f"  {group}={'|'.join(options)}" for group, options in chosen] + [""]
-    lines.append("keys (type, default):")
+    width = max(60, min(100, shutil.get_terminal_size((96, 24)).columns))
+    lines = [f"usage: reranker {command} key=value ...", "", f"{summary[0].upper()}{summary[1:]}."]
+    if choices := groups(schema):
+        lines += ["", "Choices, each of which sets the keys under its name:"]
+        lines += [f"  {group}={'|'.join(options)}" for group, options in choices.items()]
+    sections: dict[str, list[str]] = {}
     for key, kind, default, doc in describe(schema):
-        shown = getattr(default, "name", default)
-        shown = "required" if shown == "???" else "null" if shown is None else shown
-        lines.append(f"  {key}  ({kind}, {shown})\n      {doc}")
-    lines += ["", "--cfg job prints the composed config, --multirun runs a sweep (Hydra)."]
+        shown = f"{key}=...  ({kind}, required)" if default == "???" else f"{key}={shown_default(default)}  ({kind})"
+        section = sections.setdefault(key.rpartition(".")[0], [])
+        section += [f"  {shown}", *textwrap.wrap(doc, width, initial_indent="      ", subsequent_indent="      ")]
+    for name, section in sections.items():
+        lines += ["", f"{name}:" if name else "Keys:", *section]
+    notes = ["--cfg job prints the composed config", "--multirun runs a sweep: key=1,2,3"]
+    lines += ["", "; ".join(notes) + " (Hydra)."]
     return "\n".join(lines)
-
-
-def _lower(text: str) -> str:
-    return text[:1].lower() + text[1:]
 
 
 if __name__ == "__main__":

@@ -344,9 +344,10 @@ def field_docs(config: type) -> dict[str, str]:
     body = ast.parse(inspect.getsource(config)).body[0]
     assert isinstance(body, ast.ClassDef)
     docs = {}
-    for statement, following in zip(body.body, body.body[1:]):
+    for statement, following in zip(body.body, body.body[1:], strict=False):
         if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr):
-            assert isinstance(statement.target, ast.Name) and isinstance(following.value, ast.Constant)
+            assert isinstance(statement.target, ast.Name)
+            assert isinstance(following.value, ast.Constant)
             docs[statement.target.id] = str(following.value.value)
     return docs
 
@@ -374,6 +375,10 @@ def _type_name(hint: Any) -> str:
         return "|".join(member.name for member in hint)
     if hint is Any:
         return "name"
+    if arguments:  # list[str], tuple[float, float]
+        return ", ".join(_type_name(argument) for argument in arguments).join(
+            ("list of ", "") if typing.get_origin(hint) is list else ("[", "]")
+        )
     return str(getattr(hint, "__name__", hint))
 
 
@@ -381,9 +386,7 @@ def accumulation(groups: int, per_gpu: int, world: int) -> int:
     """Micro-batches of each rank in one optimizer step. Raises UserError where the batch does not divide."""
     if groups % (per_gpu * world):
         fits = [size for size in range(1, groups + 1) if groups % (size * world) == 0]
-        fix = (
-            f"set batch.per_gpu to one of {fits}" if fits else f"set batch.groups to a multiple of {per_gpu * world}"
-        )
+        fix = f"set batch.per_gpu to one of {fits}" if fits else f"set batch.groups to a multiple of {per_gpu * world}"
         raise UserError(
             "batch",
             f"groups={groups}, per_gpu={per_gpu}, ranks={world}",
@@ -431,8 +434,13 @@ def check_train(config: TrainConfig) -> None:
     for key, value in shares.items():
         if not 0 <= value <= 1:
             raise UserError(key, str(value), "a share between 0 and 1", "change the value")
+    if len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in optim.betas):
+        shown = "[" + ",".join(f"{beta:g}" for beta in optim.betas) + "]"
+        raise UserError("optim.betas", shown, "two numbers of at least 0 and below 1", "say optim.betas=[0.9,0.999]")
     if config.deepspeed.stage not in (0, 1, 2, 3):
-        raise UserError("deepspeed.stage", str(config.deepspeed.stage), "0, 1, 2 or 3", "say deepspeed=zero2, for example")
+        raise UserError(
+            "deepspeed.stage", str(config.deepspeed.stage), "0, 1, 2 or 3", "say deepspeed=zero2, for example"
+        )
     if data.query_max_length is not None and data.query_max_length > data.max_length - 5:
         raise UserError(
             "data.query_max_length",
@@ -444,7 +452,9 @@ def check_train(config: TrainConfig) -> None:
         raise UserError("train.metric", train.metric, "mrr or ndcg@10", "change the value")
 
 
-def resolve_precision(requested: Precision, device: str, stage: int, fp16_on_cpu: bool) -> tuple[Precision, int, list[str]]:
+def resolve_precision(
+    requested: Precision, device: str, stage: int, fp16_on_cpu: bool
+) -> tuple[Precision, int, list[str]]:
     """(precision, ZeRO stage, what to tell the user) of a training.
 
     A CPU has no fp16 in DeepSpeed; at stage 0 its 16-bit paths train wrongly (an AdamW step with zero

@@ -17,8 +17,11 @@ class UserError(ValueError):
     """A mistake that the user can mend.
 
     `where` names the file, `file:line` or configuration key; the rest completes the sentence
-    "found ..., expected ...; ...".
+    "found ..., expected ...; ...". `agreed` says that every rank holds this same error, so that rank 0 alone
+    prints it.
     """
+
+    agreed = False
 
     def __init__(self, where: object, found: str, expected: str, fix: str) -> None:
         self.where, self.found, self.expected, self.fix = str(where), found, expected, fix

@@ -59,19 +59,32 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     try:
         os.chmod(staging, 0o777 & ~_umask())
         yield staging
-        fsync_directory(staging)
+        _fsync_tree(staging)
         if path.exists():
             # A directory cannot be replaced in one rename: the old one steps aside first.
             aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
             os.replace(path, aside / path.name)
-            os.replace(staging, path)
-            shutil.rmtree(aside)
+            try:
+                os.replace(staging, path)
+            except BaseException:
+                os.replace(aside / path.name, path)
+                raise
+            finally:
+                shutil.rmtree(aside)
         else:
             os.replace(staging, path)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
     fsync_directory(path.parent)
+
+
+def _fsync_tree(directory: Path) -> None:
+    for folder, _, names in os.walk(directory, topdown=False):
+        for name in names:
+            with open(os.path.join(folder, name), "rb") as stream:
+                os.fsync(stream.fileno())
+        fsync_directory(folder)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -115,12 +128,53 @@ def open_text(path: str | Path) -> IO[str]:
         kind = "a directory" if path.is_dir() else "no such file"
         raise UserError(path, kind, "a file", "check the path")
     if path.suffix == ".gz":
-        return io.TextIOWrapper(gzip.open(path, "rb"), encoding="utf-8")  # type: ignore[arg-type]
+        return io.TextIOWrapper(gzip.open(path, "rb"), encoding="utf-8")
     if path.suffix == ".zst":
+        return io.TextIOWrapper(io.BufferedReader(_ZstdFile(path)), encoding="utf-8")
+    return open(path, encoding="utf-8")
+
+
+class _ZstdFile(io.RawIOBase):
+    """The content of a .zst file of any number of frames.
+
+    zstandard's own reader takes a file that was cut short for its end. Raises EOFError there, OSError for
+    what is not zstd.
+    """
+
+    def __init__(self, path: Path) -> None:
         import zstandard
 
-        return io.TextIOWrapper(zstandard.open(path, "rb"), encoding="utf-8")
-    return open(path, encoding="utf-8")
+        self._file = open(path, "rb")  # noqa: SIM115
+        self._new_frame = zstandard.ZstdDecompressor().decompressobj
+        self._error = zstandard.ZstdError
+        self._frame: Any = None
+        self._compressed = b""
+        self._ready = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            if not self._compressed and not (block := self._file.read(1 << 17)):
+                if self._frame is not None:
+                    raise EOFError("the last frame ends early")
+                return 0
+            self._compressed, block = b"", self._compressed or block
+            self._frame = self._frame or self._new_frame()
+            try:
+                self._ready = self._frame.decompress(block)
+            except self._error as error:
+                raise OSError(str(error)) from None
+            if self._frame.eof:
+                self._compressed, self._frame = self._frame.unused_data, None
+        size = min(len(buffer), len(self._ready))
+        buffer[:size], self._ready = self._ready[:size], self._ready[size:]
+        return size
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def _umask() -> int:

@@ -60,22 +60,22 @@ def parse_group(value: Any, where: object) -> Group:
     if isinstance(value, list):
         return _parse_triplet(value, where)
     if not isinstance(value, dict):
-        raise UserError(where, f"{_kind(value)} {shorten(value)}", "a JSON object", f"write {FORM}")
+        raise UserError(where, f"{kind_of(value)} {shorten(value)}", "a JSON object", f"write {FORM}")
     for key in ("query", "pos", "neg"):
         if key not in value:
             near = closest(key, value)
             fix = f'rename "{near}" to "{key}"' if near and near not in _KEYS else f"write {FORM}"
             raise UserError(where, f"keys {sorted(value)}", f'a key "{key}"', fix)
-    pos = _texts(value["pos"], "pos", where)
-    neg = _texts(value["neg"], "neg", where)
+    pos = parse_texts(value["pos"], "pos", where)
+    neg = parse_texts(value["neg"], "neg", where)
     return Group(
-        query=_text(value["query"], '"query"', where),
+        query=parse_text(value["query"], '"query"', where),
         pos=pos,
         neg=neg,
         pos_scores=_scores(value.get("pos_scores"), "pos_scores", len(pos), where),
         neg_scores=_scores(value.get("neg_scores"), "neg_scores", len(neg), where),
         id=None if value.get("id") is None else str(value["id"]),
-        prompt=None if not value.get("prompt") else _text(value["prompt"], '"prompt"', where),
+        prompt=None if not value.get("prompt") else parse_text(value["prompt"], '"prompt"', where),
     )
 
 
@@ -93,26 +93,32 @@ def read_groups(path: str | Path) -> Iterator[Group]:
 
 
 def read_lines(path: str | Path) -> Iterator[tuple[str, Any]]:
-    """(`file:line`, decoded JSON value) of each line that is not blank. Raises UserError."""
+    """(`file:line`, decoded JSON value) of each line of a file that is not blank. Raises UserError."""
+    with open_text(path) as stream:
+        # From the bytes: a text stream decodes ahead, and would name the wrong line.
+        yield from decode_lines(stream.buffer, path)  # type: ignore[attr-defined]
+
+
+def decode_lines(stream: Iterable[bytes], name: object) -> Iterator[tuple[str, Any]]:
+    """The same of the lines of an open binary stream, which errors call `name`. Raises UserError."""
     number = 0
     try:
-        with open_text(path) as stream:
-            for number, line in enumerate(stream, 1):
-                if line.strip():
-                    try:
-                        yield f"{path}:{number}", json.loads(line)
-                    except json.JSONDecodeError as error:
-                        raise UserError(
-                            f"{path}:{number}",
-                            f"{shorten(line)} ({error.msg} at column {error.colno})",
-                            "one JSON value a line",
-                            "write each record on one line of its own",
-                        ) from None
+        for number, line in enumerate(stream, 1):
+            if line.strip():
+                try:
+                    yield f"{name}:{number}", json.loads(text := line.decode("utf-8").rstrip())
+                except json.JSONDecodeError as error:
+                    raise UserError(
+                        f"{name}:{number}",
+                        f"{shorten(text)} ({error.msg} at column {error.colno})",
+                        "one JSON value a line",
+                        "write each record on one line of its own",
+                    ) from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}:{number + 1}", f"bytes that are not UTF-8 ({error.reason})", "UTF-8 text",
+        raise UserError(f"{name}:{number}", f"bytes that are not UTF-8 ({error.reason})", "UTF-8 text",
                         "convert the file, for example with iconv") from None  # fmt: skip
     except (EOFError, OSError, zlib.error) as error:
-        raise UserError(path, f"a file that cannot be read to its end ({error})", "a whole file",
+        raise UserError(name, f"a file that cannot be read to its end ({error})", "a whole file",
                         "copy or make the file anew") from None  # fmt: skip
 
 
@@ -120,8 +126,9 @@ def write_groups(path: str | Path, groups: Iterable[Group]) -> int:
     """Write groups as JSON lines, whole or not at all. Returns how many were written."""
     count = 0
     with atomic_open(path) as stream:
-        for count, group in enumerate(groups, 1):
+        for group in groups:
             stream.write(group.to_json().encode("utf-8") + b"\n")
+            count += 1
     return count
 
 
@@ -129,26 +136,34 @@ def _parse_triplet(value: list[Any], where: object) -> Group:
     if len(value) != 3:
         raise UserError(where, f"an array of {len(value)}", "[query, positive, negative]", "write three texts")
     query, positive, negative = (
-        _text(text, name, where) for text, name in zip(value, ("query", "positive", "negative"), strict=True)
+        parse_text(text, name, where) for text, name in zip(value, ("query", "positive", "negative"), strict=True)
     )
     return Group(query, (positive,), (negative,))
 
 
-def _texts(value: Any, key: str, where: object) -> tuple[str, ...]:
+def parse_texts(value: Any, key: str, where: object) -> tuple[str, ...]:
+    """The texts of a list that is not empty. Raises UserError that names `key` and `where`."""
     # "pos": "text" instead of ["text"] silently trains on single characters elsewhere.
     if not isinstance(value, list):
-        raise UserError(where, f'"{key}" {_kind(value)} {shorten(value)}', "a list of strings", f'write "{key}": ["..."]')
+        raise UserError(
+            where, f'"{key}" {kind_of(value)} {shorten(value)}', "a list of strings", f'write "{key}": ["..."]'
+        )
     if not value:
         fix = "mine negatives for the group or leave it out" if key == "neg" else "add a passage or leave it out"
         raise UserError(where, f'an empty "{key}" list', "at least one passage", fix)
-    return tuple(_text(text, f'"{key}"[{index}]', where) for index, text in enumerate(value))
+    return tuple(parse_text(text, f'"{key}"[{index}]', where) for index, text in enumerate(value))
 
 
-def _text(value: Any, name: str, where: object) -> str:
+def parse_text(value: Any, name: str, where: object) -> str:
+    """A text that is not empty. Raises UserError that calls it `name`."""
     if not isinstance(value, str):
-        raise UserError(where, f"{name} {_kind(value)} {shorten(value)}", "a string", "write it as text")
+        raise UserError(where, f"{name} {kind_of(value)} {shorten(value)}", "a string", "write it as text")
     if not value.strip():
-        raise UserError(where, f"an empty {name}", "some text", "fill it in or leave the group out")
+        raise UserError(where, f"an empty {name}", "some text", "fill it in or leave the record out")
+    # JSON can escape half of a surrogate pair; nothing after us could write or tokenize it.
+    if half := next((character for character in value if "\ud800" <= character <= "\udfff"), None):
+        raise UserError(where, f"{name} with half a character (\\u{ord(half):04x})", "text that UTF-8 can hold",
+                        "mend or leave the record out")  # fmt: skip
     return value
 
 
@@ -164,6 +179,7 @@ def _scores(value: Any, key: str, count: int, where: object) -> tuple[float, ...
     return tuple(float(score) for score in value)
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """What a decoded JSON value is, in words."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "a null"}
     return names.get(type(value), "a number")

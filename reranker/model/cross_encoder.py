@@ -109,6 +109,7 @@ def _seeded(seed: int) -> Iterator[None]:
 @contextlib.contextmanager
 def _told_as_ours(name: str, key: str) -> Iterator[None]:
     """Loading errors of the hub libraries as one line; their progress bars and reports stay away."""
+    from safetensors import SafetensorError  # a RuntimeError it is not: weights cut short, for example
     from transformers.utils import logging as hub_logging
 
     bars = hub_logging.is_progress_bar_enabled()
@@ -117,7 +118,7 @@ def _told_as_ours(name: str, key: str) -> Iterator[None]:
     hub_logging.set_verbosity(logging.ERROR)
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         if isinstance(error, UserError):
             raise
         reason = " ".join(str(error).split()).split(". ")[0]

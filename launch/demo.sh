@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# From documents to a trained, evaluated and exported reranker, on the CPU or the GPUs of this machine.
+#
+#   bash launch/demo.sh                      about everything that the framework does, under runs/demo
+#   bash launch/demo.sh train.max_steps=20   the same, with keys for the training
+#
+# What is done already is not done again; an interrupted training resumes.
+
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+cd "$root"
+
+step_name=start
+trap 'code=$?; [ $code -eq 0 ] || printf "demo: stopped in step \"%s\" with exit code %s\n" "$step_name" "$code" >&2' EXIT
+
+step() {
+    step_name=$2
+    say ""
+    say "[$1/6] $2 ($(printf '%d:%02d' $((SECONDS / 60)) $((SECONDS % 60))))"
+}
+
+step 1 "environment"
+setup demo
+export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1}
+# The demo's tracking stays on this machine unless there is a key or a wish.
+if [ -z "${WANDB_API_KEY:-}" ]; then export WANDB_MODE=${WANDB_MODE:-offline}; fi
+
+cores=$(nproc)
+if [ "$(torch_build)" = cuda ]; then
+    ranks=$(nvidia-smi -L | grep -c '^GPU')
+    hardware="$ranks GPU(s)"
+else
+    ranks=$((cores >= 2 ? 2 : 1))
+    hardware="$ranks process(es) on $cores CPU core(s)"
+    export DS_ACCELERATOR=${DS_ACCELERATOR:-cpu} # else DeepSpeed warns in every process that there is no GPU
+fi
+
+step 2 "documents, training groups and base model"
+reranker demo output=runs/demo
+
+step 3 "shards"
+reranker pack groups=runs/demo/data/train.jsonl output=runs/demo/shards
+
+step 4 "training on $hardware"
+port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+threads=${OMP_NUM_THREADS:-$((cores / ranks > 0 ? cores / ranks : 1))}
+OMP_NUM_THREADS=$threads deepspeed --quiet --no_local_rank --num_gpus "$ranks" --master_port "$port" \
+    --module reranker.train recipe=demo "$@"
+
+step 5 "evaluation"
+reranker evaluate model=runs/demo/model base=runs/demo/base corpus=runs/demo/data/corpus.jsonl \
+    queries=runs/demo/data/queries.jsonl output=runs/demo/report sample=200
+
+step 6 "export, with the table in the model card"
+reranker export run=runs/demo
+
+step_name=table
+say ""
+cat runs/demo/report/table.md
+say ""
+say "model        runs/demo/model (README.md is its card; any Hugging Face server loads it)"
+say "table        runs/demo/report"
+say "metrics      runs/demo/metrics.jsonl"
+say "checkpoints  runs/demo/checkpoints"
+say ""
+say "Score passages with it:"
+say "  . .venv/bin/activate"
+say "  echo '{\"query\": \"파일 권한을 바꾸는 방법\", \"passages\": [\"chmod 명령은 파일의 권한을 바꾼다.\", \"달력을 출력한다.\"]}' |"
+say "      reranker score model=runs/demo/model"
+say ""
+say "done after $(printf '%d:%02d' $((SECONDS / 60)) $((SECONDS % 60)))"

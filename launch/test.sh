@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# The checks of this repository, in an environment of its own (.venv, made at the first call).
+#
+#   bash launch/test.sh                  style, types and layers, then the tests of tests/unit, distributed, chaos, gpu
+#   bash launch/test.sh --all            the same, then tests/slurm and the demo from end to end
+#   bash launch/test.sh tests/unit -k x  pytest alone, with these arguments
+
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+setup dev
+cd "$root"
+
+export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1}
+# A process killed while it compiles an extension leaves a lock there that stops every later one.
+TORCH_EXTENSIONS_DIR=$(mktemp -d)
+export TORCH_EXTENSIONS_DIR
+trap 'rm -rf "$TORCH_EXTENSIONS_DIR"' EXIT
+
+all=false
+if [ "${1:-}" = --all ]; then
+    all=true
+    shift
+fi
+
+if [ $# -gt 0 ]; then
+    say "tests: pytest $*"
+    python -m pytest "$@"
+    exit
+fi
+
+check() {
+    say "check: $*"
+    "$@" || fail "$1 found something to mend, above"
+}
+check ruff check --quiet .
+check ruff format --check --quiet .
+check mypy --no-error-summary
+check lint-imports --no-logo
+
+directories=()
+add() {
+    if find "tests/$1" -name 'test_*.py' 2>/dev/null | grep -q .; then
+        directories+=("tests/$1")
+    else
+        say "tests: there are none in tests/$1"
+    fi
+}
+for name in unit distributed chaos gpu; do add "$name"; done
+if $all; then for name in slurm end_to_end; do add "$name"; done; fi
+[ ${#directories[@]} -gt 0 ] || fail "tests: found none, expected some under tests/; run in a whole checkout"
+say "tests: pytest ${directories[*]}"
+python -m pytest "${directories[@]}"

@@ -1,0 +1,105 @@
+"""What a directory of shards holds: `manifest.json`, and beside each shard its index.
+
+    shard-00000.tar                  plain USTAR, one NNNNNNNNN.json member per group, keys in order
+    shard-00000.index.safetensors    of each member: offset and size of its bytes, CRC-32
+    manifest.json                    schema, shards with groups, bytes and sha256, source, command
+
+Plain webdataset reads the tars and knows nothing of the rest. Raises `UserError` for a directory that is
+not whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reranker.errors import UserError
+from reranker.files import read_json, sha256
+
+SCHEMA = 1
+NAME = "manifest.json"
+_REPACK = "run reranker pack again"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar: its file name, groups, size in bytes and sha256, and the sha256 of its index."""
+
+    name: str
+    groups: int
+    bytes: int
+    sha256: str
+    index_sha256: str
+
+    @property
+    def index_name(self) -> str:
+        return self.name.removesuffix(".tar") + ".index.safetensors"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The shards of a data set in order, and where they came from."""
+
+    shards: tuple[Shard, ...]
+    source: dict[str, Any]
+    command: str
+    schema: int = SCHEMA
+
+    @property
+    def groups(self) -> int:
+        return sum(shard.groups for shard in self.shards)
+
+    @property
+    def sizes(self) -> list[int]:
+        return [shard.groups for shard in self.shards]
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when a group or the order of the groups does; not with the place or command."""
+        content = json.dumps([[shard.groups, shard.sha256] for shard in self.shards])
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"schema": self.schema, "groups": self.groups, **dataclasses.asdict(self)}
+
+
+def load_manifest(directory: str | Path, key: str = "data.shards") -> Manifest:
+    """The manifest of a shard directory. `key` is the setting that named it."""
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise UserError(key, f"{directory}, no such directory", "shards with a manifest.json",
+                        "write them with reranker pack groups=FILE output=DIR")  # fmt: skip
+    if not (directory / NAME).is_file():
+        tars = len(list(directory.glob("*.tar")))
+        raise UserError(key, f"{directory} with {tars} .tar files and no {NAME}", "shards with a manifest.json",
+                        "write them with reranker pack groups=FILE output=DIR")  # fmt: skip
+    value = read_json(directory / NAME, _REPACK)
+    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+        schema = value.get("schema") if isinstance(value, dict) else None
+        raise UserError(directory / NAME, f"schema {schema}", f"schema {SCHEMA}", _REPACK)
+    try:
+        shards = tuple(Shard(**shard) for shard in value["shards"])
+        manifest = Manifest(shards, value["source"], value["command"])
+    except (KeyError, TypeError) as error:
+        raise UserError(directory / NAME, f"an incomplete manifest ({error})", "what pack writes", _REPACK) from None
+    if not shards:
+        raise UserError(directory / NAME, "no shards", "at least one", _REPACK)
+    return manifest
+
+
+def check_shards(directory: str | Path, manifest: Manifest, digest: bool = False) -> None:
+    """Compare every shard with the manifest: its size, and with `digest` its sha256. Raises UserError."""
+    for shard in manifest.shards:
+        path = Path(directory) / shard.name
+        for file in (path, path.with_name(shard.index_name)):
+            if not file.is_file():
+                raise UserError(file, "no such file", f"a file of the {len(manifest.shards)} shards in {NAME}", _REPACK)
+        if (size := path.stat().st_size) != shard.bytes:
+            kind = "a truncated tar of" if size < shard.bytes else "a tar of"
+            raise UserError(path, f"{kind} {size} bytes", f"{shard.bytes}", f"copy it again or {_REPACK}")
+        if digest and (found := sha256(path)) != shard.sha256:
+            raise UserError(path, f"sha256 {found[:16]}…", f"{shard.sha256[:16]}…", f"copy it again or {_REPACK}")

@@ -1,0 +1,107 @@
+"""What an evaluation depends on, as digests, and the scores that an interrupted one had already found.
+
+In: an `EvaluateConfig`. Out: for each input file or model its sha256; equal digests mean an equal table.
+Raises UserError for inputs that do not exist.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from reranker.config import EvaluateConfig
+from reranker.errors import UserError
+from reranker.files import sha256, write_json
+
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.json", "*.model", "*.txt")
+"""Files of a model directory that its scores depend on."""
+
+
+def digest(value: Any) -> str:
+    """sha256 of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode("utf-8")).hexdigest()
+
+
+def settings_of(config: EvaluateConfig) -> dict[str, Any]:
+    """The settings that change the table. Batches do not, nor where it is written."""
+    return {
+        "depth": config.depth,
+        "contexts": config.contexts,
+        "sample": config.sample,
+        "first_stage": dataclasses.asdict(config.first_stage),
+        "max_length": config.max_length,
+        "precision": config.precision.value,
+        "device": config.device.value,
+        "resamples": config.resamples,
+        "seed": config.seed,
+    }
+
+
+def inputs_of(config: EvaluateConfig, known: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """{"corpus", "queries", "model", "base"?: {"name", "sha256", ...}}.
+
+    `known` is an earlier result: a file whose size and modification time are still the same is not read
+    again, as hashing gigabytes of weights takes longer than showing a table may.
+    """
+    files = {path: entry for item in known.values() for path, entry in (item.get("files") or {}).items()}
+    inputs = {}
+    for key in ("corpus", "queries"):
+        path = Path(getattr(config, key))
+        if not path.is_file():
+            raise UserError(key, f"{path}, {'a directory' if path.is_dir() else 'which does not exist'}", "a file",
+                            "check the path")  # fmt: skip
+        entry = _file(path, files)
+        inputs[key] = {"name": str(path), "sha256": entry["sha256"], "files": {str(path.resolve()): entry}}
+    for key in ("model", "base"):
+        if (name := getattr(config, key)) is not None:
+            inputs[key] = _model(name, key, files)
+    return inputs
+
+
+def _model(name: str, key: str, files: dict[str, Any]) -> dict[str, Any]:
+    if not Path(name).is_dir():
+        from reranker.model.cross_encoder import load_config
+
+        commit = getattr(load_config(name, key=key), "_commit_hash", None)
+        return {"name": name, "sha256": digest([name, commit])}
+    paths = sorted({path for pattern in WEIGHTS for path in Path(name).glob(pattern)})
+    if not any(path.name == "config.json" for path in paths):
+        raise UserError(key, f"{name}, a directory without config.json", "a Hugging Face model directory",
+                        "check the path")  # fmt: skip
+    entries = {str(path.resolve()): _file(path, files) for path in paths}
+    # By name within the directory: a copy of a model is the same model.
+    content = [[path.name, entries[str(path.resolve())]["sha256"]] for path in paths]
+    return {"name": name, "sha256": digest(content), "files": entries}
+
+
+def _file(path: Path, files: dict[str, Any]) -> dict[str, Any]:
+    status = path.stat()
+    entry = files.get(str(path.resolve())) or {}
+    if entry.get("size") == status.st_size and entry.get("mtime_ns") == status.st_mtime_ns:
+        return dict(entry)
+    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha256(path)}
+
+
+class Scores:
+    """Scores of finished systems in `<output>/scores/`, one file a system; without an output, none are kept."""
+
+    def __init__(self, output: Path | None, read: bool) -> None:
+        self._directory = output / "scores" if output else None
+        self._read = read
+
+    def get(self, system: str, asked: str) -> list[list[float]] | None:
+        """The scores kept for a system, if they are those of the digest `asked`."""
+        if self._directory and self._read:
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                kept = json.loads((self._directory / f"{system}.json").read_text("utf-8"))
+                if kept["of"] == asked:
+                    return list(kept["scores"])
+        return None
+
+    def put(self, system: str, asked: str, scores: list[list[float]]) -> None:
+        if self._directory:
+            write_json(self._directory / f"{system}.json", {"of": asked, "scores": scores})

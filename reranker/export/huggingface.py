@@ -1,0 +1,243 @@
+"""A training run -> a stock Hugging Face directory that any server loads without our code.
+
+In: a run directory: config.json (the resolved TrainConfig), initial/ (config and tokenizer of the base model),
+checkpoints/, optionally report/table.json. Out: config.json, model.safetensors, the tokenizer and a model card.
+The truncation contract stands in config.json; the tokenizer's model_max_length is the contract's, and
+CrossEncoder's activation is the identity, so that other libraries cut and score as we do. No network is used.
+The output is whole or absent, and it never takes the place of anything but an earlier export.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reranker.config import ExportConfig, Precision
+from reranker.data.tokenize import CONFIG_KEY, Contract
+from reranker.errors import UserError
+from reranker.export.model_card import LICENSES, METRICS, CardFacts, model_card
+from reranker.files import atomic_directory, read_json, write_json, write_text
+from reranker.model.cross_encoder import load_config, load_tokenizer
+
+INITIAL = "initial"
+"""In a run directory: config and tokenizer of the model that it began with."""
+
+DTYPES = {Precision.fp32: torch.float32, Precision.fp16: torch.float16, Precision.bf16: torch.bfloat16}
+
+
+def export_command(config: ExportConfig) -> int:
+    """`reranker export`. Returns the exit code."""
+    output = export_run(
+        Path(config.run),
+        config.checkpoint,
+        Path(config.output) if config.output else None,
+        config.dtype,
+        Path(config.report) if config.report else None,
+    )
+    print(f"exported {config.checkpoint} of {config.run} to {output} in {config.dtype.name}")
+    return 0
+
+
+def export_run(
+    run_dir: Path,
+    checkpoint: str = "best",
+    output: Path | None = None,
+    dtype: Precision = Precision.fp32,
+    report: Path | None = None,
+) -> Path:
+    """Export one checkpoint of a run and return the directory written.
+
+    Args:
+        checkpoint: "best", "last" or the name of a directory under checkpoints/.
+        output: None: model/ in the run directory.
+        report: table.json for the card; None: report/table.json in the run directory, if it is there.
+
+    Raises UserError for a directory that is no run, a checkpoint that is not there, weights that do not fit
+    the base model, values beyond fp16, and an output directory that holds something else.
+    """
+    from reranker.train.checkpoint import find, read_state, read_weights
+
+    output = output or run_dir / "model"
+    if dtype not in DTYPES:
+        raise UserError("dtype", dtype.name, "fp32, fp16 or bf16", "say dtype=fp32")
+    _check_output(output)
+    settings = read_json(run_dir / "config.json", "name the run_dir of a training")
+    if not isinstance(settings, dict) or not isinstance(data := settings.get("data"), dict):
+        raise UserError(run_dir / "config.json", "no settings of a training", "the run directory of a training",
+                        "name its run_dir")  # fmt: skip
+    contract = Contract(data["max_length"], data["query_max_length"], data["truncation"])
+    table = _read_table(report or run_dir / "report" / "table.json", required=report is not None)
+    found = find(run_dir, checkpoint)
+    weights = read_weights(found)
+    facts = _facts(settings, read_state(found), contract, dtype, table, sum(map(torch.Tensor.numel, weights.values())))
+    export_weights(weights, run_dir / INITIAL, output, contract, model_card(facts), dtype)
+    return output
+
+
+def export_weights(
+    weights: Mapping[str, torch.Tensor],
+    base: Path,
+    output: Path,
+    contract: Contract,
+    card: str,
+    dtype: Precision = Precision.fp32,
+) -> None:
+    """Write a model directory.
+
+    Args:
+        weights: every parameter of the AutoModelForSequenceClassification of `base`, by name; no buffers.
+        base: directory with the config and the tokenizer of the base model; the dropout values are its own.
+    """
+    _check_output(output)
+    model = _model(weights, base, contract, DTYPES[dtype])
+    tokenizer = load_tokenizer(str(base), key=str(base))
+    tokenizer.model_max_length = contract.max_length
+    for key in ("is_local", "local_files_only", "name_or_path"):
+        # How the base was loaded here says nothing about the exported model.
+        tokenizer.init_kwargs.pop(key, None)
+    with atomic_directory(output) as staging:
+        with _quiet():
+            model.save_pretrained(staging)
+            tokenizer.save_pretrained(staging)
+        written = read_json(staging / "tokenizer_config.json")
+        if written["tokenizer_class"] == "TokenizersBackend":
+            # transformers 4 knows the same class by this name only, and 5 reads both.
+            write_json(staging / "tokenizer_config.json", written | {"tokenizer_class": "PreTrainedTokenizerFast"})
+        write_text(staging / "README.md", card)
+        mode = (staging / "README.md").stat().st_mode
+        for path in staging.iterdir():
+            path.chmod(mode)  # safetensors makes its file readable by its owner only
+            with open(path, "rb") as stream:
+                os.fsync(stream.fileno())
+
+
+def _model(weights: Mapping[str, torch.Tensor], base: Path, contract: Contract, dtype: torch.dtype) -> Any:
+    """The model of `base` with `weights` in it and the config that is exported."""
+    from transformers import AutoModelForSequenceClassification
+
+    if not (base / "config.json").is_file():  # said here: a relative path with one slash would pass for a hub name
+        raise UserError(base, "no config.json", "config and tokenizer of the base model", "start the training again")
+    config = load_config(str(base), key=str(base))
+    config.id2label = {0: "LABEL_0"}
+    setattr(config, CONFIG_KEY, contract.to_dict())
+    # CrossEncoder's default for one label is a sigmoid; the older key of the same meaning would contradict.
+    config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
+    if hasattr(config, "sbert_ce_default_activation_function"):
+        del config.sbert_ce_default_activation_function
+    model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    _check_weights(weights, model, base)
+    model.load_state_dict(dict(weights), strict=False)  # strict for parameters, by the check; buffers are the model's
+    model.to(dtype)
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            if torch.isfinite(weights[name]).all():
+                raise UserError(name, f"values beyond {dtype}", "finite weights", "say dtype=fp32 or dtype=bf16")
+            raise UserError(name, "values that are not finite", "finite weights", "choose an earlier checkpoint")
+    return model
+
+
+def _check_weights(weights: Mapping[str, torch.Tensor], model: Any, base: Path) -> None:
+    expected = dict(model.named_parameters())
+    aliases = {name for name, _ in model.named_parameters(remove_duplicate=False)}  # tied weights have two names
+    buffers = {name for name, _ in model.named_buffers()}
+    problems = [f"no {name}" for name in expected if name not in weights]
+    problems += [f"an unknown {name}" for name in weights if name not in aliases | buffers]
+    problems += [
+        f"{name} of shape {tuple(weights[name].shape)} instead of {tuple(parameter.shape)}"
+        for name, parameter in expected.items()
+        if name in weights and weights[name].shape != parameter.shape
+    ]
+    if problems:
+        raise UserError(base, f"a checkpoint with {problems[0]} ({len(problems)} such weights)",
+                        "the weights of exactly this model", "use the directory that the run wrote itself")  # fmt: skip
+
+
+def _check_output(output: Path) -> None:
+    """Refuse to replace anything but an earlier export: a run directory has a config.json as well."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    config = output / "config.json"
+    if not output.is_dir() or not config.is_file() or CONFIG_KEY not in read_json(config):
+        kind = "a directory that holds something else" if output.is_dir() else "a file"
+        raise UserError("output", f"{output}, {kind}", "a new directory or an earlier export", "choose another one")
+
+
+def _facts(
+    settings: dict[str, Any],
+    state: dict[str, Any],
+    contract: Contract,
+    dtype: Precision,
+    table: list[dict[str, Any]] | None,
+    parameters: int,
+) -> CardFacts:
+    base = settings["model"]["name"]
+    on_hub = not Path(base).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", base) is not None
+    # An evaluation's records are named for the tracker, "eval/mrr"; a checkpoint between two has none.
+    dev = {name.removeprefix("eval/"): value for name, value in (state.get("metrics") or {}).items()}
+    return CardFacts(
+        name=settings["name"],
+        base=base if on_hub else Path(base).name,
+        base_on_hub=on_hub,
+        contract=contract,
+        dtype=dtype.name,
+        parameters=parameters,
+        settings=settings,
+        license=LICENSES.get(base) if on_hub else _license(Path(base) / "README.md"),
+        groups=_packed_groups(settings),
+        step=state.get("step"),
+        epoch=state.get("epoch"),
+        groups_seen=state.get("groups_seen"),
+        world=state.get("world"),
+        precision=state.get("precision"),
+        stage=state.get("stage"),
+        dev={name: dev[name] for name in METRICS if name in dev},
+        table=table,
+        versions=state.get("versions") or {},
+    )
+
+
+def _read_table(path: Path, required: bool) -> list[dict[str, Any]] | None:
+    if not required and not path.is_file():
+        return None
+    table = read_json(path, "write it with reranker evaluate output=...")
+    rows = isinstance(table, list) and all(isinstance(row, dict) and "system" in row for row in table)
+    if not rows:
+        raise UserError(path, "another form of JSON", "a list of rows with a system and its metrics",
+                        "write it with reranker evaluate output=...")  # fmt: skip
+    return list(table)
+
+
+def _packed_groups(settings: dict[str, Any]) -> int | None:
+    """How many groups the training data hold, where the shards are still at hand."""
+    manifest = Path(settings["data"]["shards"]) / "manifest.json"
+    groups = read_json(manifest).get("groups") if manifest.is_file() else None
+    return groups if isinstance(groups, int) else None
+
+
+def _license(readme: Path) -> str | None:
+    """The license in the front matter of a base model's own card."""
+    if not readme.is_file():
+        return None
+    front = re.match(r"---\n(.*?)\n---\n", readme.read_text("utf-8", errors="replace"), re.DOTALL)
+    stated = re.search(r"^license: *([\w.-]+) *$", front.group(1), re.MULTILINE) if front else None
+    return stated.group(1) if stated else None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The hub library's progress bars stay away."""
+    from transformers.utils import logging as hub_logging
+
+    shown = hub_logging.is_progress_bar_enabled()
+    hub_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hub_logging.enable_progress_bar()

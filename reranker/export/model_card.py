@@ -1,0 +1,294 @@
+"""What is known of a training run -> the README.md of its exported model. A pure function.
+
+In: `CardFacts`. Out: Markdown with YAML front matter, in the shape of Dongjin-kr/ko-reranker's card: what the
+model is, how four libraries score with it, its data, its performance, how it was trained. A fact that is not
+known is left out, never guessed. How the facts are gathered is `export.huggingface`'s business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from reranker.data.tokenize import Contract
+
+LICENSES = {
+    "BAAI/bge-reranker-base": "mit",
+    "BAAI/bge-reranker-large": "mit",
+    "BAAI/bge-reranker-v2-m3": "apache-2.0",
+    "FacebookAI/xlm-roberta-base": "mit",
+    "FacebookAI/xlm-roberta-large": "mit",
+}
+"""Licenses of base models as their own cards state them."""
+
+METRICS = {"has_right_in_contexts": "has-right-in-contexts", "mrr": "MRR", "ndcg@10": "nDCG@10"}
+"""Metrics of a report's rows and their names in the table."""
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What the card may say.
+
+    Attributes:
+        name: of the run, the card's title.
+        base: hub name of the base model, or the last part of its directory's path.
+        base_on_hub: whether `base` is a hub name; only such a name may stand in the front matter.
+        contract: how pairs are cut.
+        dtype: of the weights on the disk: fp32, fp16 or bf16.
+        parameters: how many, or None.
+        settings: the resolved training config, nested as TrainConfig; keys may be missing.
+        license: an SPDX-like name of the Hugging Face hub, or None.
+        groups: in the training data, or None.
+        step, epoch, groups_seen: of the chosen checkpoint, or None.
+        world, precision, stage: ranks, precision and ZeRO stage that the training ran with, or None; the
+            settings hold what was asked for.
+        dev: metrics of the chosen checkpoint on the dev groups.
+        table: rows of a report, `{"system", "queries", metric: {"value", "low", "high"}}`, or None.
+        versions: of the libraries that trained.
+    """
+
+    name: str
+    base: str
+    base_on_hub: bool
+    contract: Contract
+    dtype: str
+    parameters: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    license: str | None = None
+    groups: int | None = None
+    step: int | None = None
+    epoch: float | None = None
+    groups_seen: int | None = None
+    world: int | None = None
+    precision: str | None = None
+    stage: int | None = None
+    dev: Mapping[str, float] = field(default_factory=dict)
+    table: Sequence[Mapping[str, Any]] | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+def model_card(facts: CardFacts) -> str:
+    """The card as Markdown."""
+    sections = (_front_matter, _introduction, _usage, _data, _performance, _training)
+    return "\n\n".join(section(facts) for section in sections) + "\n"
+
+
+def _front_matter(facts: CardFacts) -> str:
+    lines = ["---"]
+    if facts.license:
+        lines.append(f"license: {facts.license}")
+    lines += ["language:", "- ko", "library_name: transformers", "pipeline_tag: text-ranking"]
+    if facts.base_on_hub:
+        lines += ["base_model:", f"- {facts.base}"]
+    lines += ["tags:", "- reranker", "- cross-encoder", "- sentence-transformers", "- text-embeddings-inference", "---"]
+    return "\n".join(lines)
+
+
+def _introduction(facts: CardFacts) -> str:
+    base = f"[{facts.base}](https://huggingface.co/{facts.base})" if facts.base_on_hub else f"`{facts.base}`"
+    size = f" It has {facts.parameters:,} parameters, stored in {facts.dtype}." if facts.parameters else ""
+    return f"""# {facts.name}
+
+A cross-encoder reranker for Korean, fine-tuned from {base}. It reads a query and a passage together and answers
+with one relevance score. The score is a logit: it is trained by cross-entropy over the passages of a query, so it
+is not confined to a range, and scores compare passages of the same query, not of different queries.{size}
+
+This is a stock `AutoModelForSequenceClassification` with one label: no code of its own is needed to load it."""
+
+
+def _usage(facts: CardFacts) -> str:
+    contract = facts.contract
+    flag = f", query_max_length={contract.query_max_length}" if contract.query_max_length else ""
+    return f"""## Usage
+
+{_cutting(contract)}
+
+### transformers
+
+`exp_normalize` turns the scores of one query's passages into shares that add up to 1.
+
+```python
+import numpy as np
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+
+def exp_normalize(scores):
+    weights = np.exp(scores - scores.max())
+    return weights / weights.sum()
+
+
+path = "{facts.name}"  # this directory, or its name on the hub
+tokenizer = AutoTokenizer.from_pretrained(path)
+model = AutoModelForSequenceClassification.from_pretrained(path).eval()
+
+query = "파이썬에서 리스트를 정렬하는 방법은?"
+passages = ["list.sort()는 리스트를 제자리에서 정렬합니다.", "튜플은 바꿀 수 없는 시퀀스입니다."]
+inputs = tokenizer(
+    [query] * len(passages), passages, padding=True, truncation="{contract.truncation}",
+    max_length={contract.max_length}, return_tensors="pt",
+)
+with torch.no_grad():
+    scores = model(**inputs).logits[:, 0].float().numpy()
+print(scores, exp_normalize(scores))
+```
+
+### sentence-transformers
+
+`config.json` sets the activation to the identity, so `predict` answers with the raw scores, as above; pass
+`activation_fn=torch.nn.Sigmoid()` for values between 0 and 1.
+
+```python
+from sentence_transformers import CrossEncoder
+
+model = CrossEncoder(path)
+print(model.predict([(query, passage) for passage in passages]))
+```
+
+### FlagEmbedding
+
+```python
+from FlagEmbedding import FlagReranker
+
+reranker = FlagReranker(path, use_fp16=False, max_length={contract.max_length}{flag})
+print(reranker.compute_score([(query, passage) for passage in passages]))
+```
+
+### reranker
+
+The framework that trained it cuts exactly as the training did, whatever the settings.
+
+```python
+from reranker import Reranker
+
+print(Reranker(path).score(query, passages))
+```
+
+```bash
+echo '{{"query": "파이썬 리스트 정렬", "passages": ["list.sort()", "튜플"]}}' | reranker score model=MODEL
+```"""
+
+
+def _cutting(contract: Contract) -> str:
+    """Which library cuts a long pair as the training did."""
+    text = f"A pair has at most {contract.max_length} tokens, special tokens included. "
+    if contract.truncation == "only_second":
+        query = contract.query_max_length or contract.max_length * 3 // 4
+        text += f"The query is cut to {query} tokens first, then the passage to what is left (`only_second`)."
+        return text + (
+            " `FlagReranker` cuts alike. `CrossEncoder` and the `transformers` lines below cut otherwise where a pair"
+            " is too long: `CrossEncoder` takes from the longer text, and neither limits the query by itself."
+        )
+    if contract.query_max_length:
+        text += f"The query is cut to {contract.query_max_length} tokens first; of a pair that is still too long,"
+    else:
+        text += "Of a pair that is longer,"
+    text += " the longer text is cut (`longest_first`)."
+    if contract.query_max_length:
+        return text + (
+            " `CrossEncoder` and the `transformers` lines below do not limit the query by themselves;"
+            " `FlagReranker` cuts the passage only."
+        )
+    return text + (
+        " `CrossEncoder` and the `transformers` lines below cut alike; `FlagReranker` cuts the query to three quarters"
+        " and then the passage only, which differs where a pair is too long."
+    )
+
+
+def _data(facts: CardFacts) -> str:
+    data = facts.settings.get("data", {})
+    count = "" if facts.groups is None else f"{facts.groups:,} "
+    sentences = [f"The training data are {count}groups: a query with its positive and negative passages."]
+    if "group_size" in data:
+        shown = data["group_size"]
+        sentences.append(f"The loss sees {shown} passages of each at a time, 1 positive and {shown - 1} negative.")
+    return "## Data\n\n" + " ".join(sentences)
+
+
+def _performance(facts: CardFacts) -> str:
+    if not facts.table:
+        return f"""## Performance
+
+It was not evaluated on a corpus with queries. To do so, and to put the result here:
+
+```bash
+reranker evaluate model=MODEL base={facts.base} corpus=corpus.jsonl queries=queries.jsonl output=RUN/report
+reranker export run=RUN
+```"""
+    lines = [
+        "## Performance",
+        "",
+        "| system | " + " | ".join(METRICS.values()) + " |",
+        "|---|" + "---:|" * len(METRICS),
+    ]
+    for row in facts.table:
+        lines.append(f"| {row['system']} | " + " | ".join(_interval(row.get(metric)) for metric in METRICS) + " |")
+    queries = {row["queries"] for row in facts.table if row.get("queries") is not None}
+    if len(queries) == 1:
+        lines += ["", f"{queries.pop():,} queries; in brackets, 95% bootstrap intervals."]
+    return "\n".join(lines)
+
+
+def _interval(cell: Mapping[str, float] | None) -> str:
+    if not cell:
+        return ""
+    bounds = f" [{cell['low']:.3f}, {cell['high']:.3f}]" if "low" in cell and "high" in cell else ""
+    return f"{cell['value']:.3f}{bounds}"
+
+
+def _training(facts: CardFacts) -> str:
+    rows = [(name, value) for name, value in _parameters(facts) if value is not None]
+    lines = ["## Training", "", "| parameter | value |", "|---|---|"]
+    lines += [f"| {name} | {value} |" for name, value in rows]
+    groups = (facts.settings.get("batch") or {}).get("groups")
+    if facts.settings.get("recipe") == "ko_reranker" and groups:
+        link = "[Dongjin-kr/ko-reranker](https://huggingface.co/Dongjin-kr/ko-reranker)"
+        lines += ["", f"The recipe follows {link}, whose run had 128 groups a step on 4 GPUs; here it is {groups}."]
+    return "\n".join(lines)
+
+
+def _parameters(facts: CardFacts) -> list[tuple[str, Any]]:
+    """Rows of the training table; None where a value is not known."""
+    model, data, batch, optim, train = (
+        facts.settings.get(name) or {} for name in ("model", "data", "batch", "optim", "train")
+    )
+    groups, per_gpu = batch.get("groups"), batch.get("per_gpu")
+    accumulation = groups // (per_gpu * facts.world) if groups and per_gpu and facts.world else None
+    warmup, dropout = optim.get("warmup"), model.get("dropout")
+    clipping, betas = optim.get("max_grad_norm"), ", ".join(f"{beta:g}" for beta in optim.get("betas", ()))
+    contract = facts.contract
+    return [
+        ("loss", "cross-entropy over the scores of each group, the positive being the target"),
+        ("recipe", facts.settings.get("recipe")),
+        ("base model revision", model.get("revision")),
+        ("learning rate", _number(optim.get("lr"))),
+        ("precision", facts.precision),
+        ("epochs", train.get("epochs")),
+        ("steps at most", train.get("max_steps")),
+        ("per-GPU batch (groups)", per_gpu),
+        ("gradient accumulation", accumulation),
+        ("GPUs or processes", facts.world),
+        ("groups a step", groups),
+        ("group size", data.get("group_size")),
+        ("max_length", contract.max_length),
+        ("query_max_length", contract.query_max_length),
+        ("truncation", contract.truncation),
+        ("weight decay", _number(optim.get("weight_decay"))),
+        ("schedule", "linear decay" if "lr" in optim else None),
+        ("warmup", f"{warmup:g} of the steps" if warmup else None),
+        ("optimizer", f"AdamW, betas {betas}, eps {optim['eps']:g}" if betas else None),
+        ("gradient clipping", _number(clipping) if clipping else None),
+        ("dropout", None if dropout is None else f"{dropout:g}"),
+        ("ZeRO stage", facts.stage),
+        ("seed", train.get("seed")),
+        ("steps of this checkpoint", facts.step),
+        ("epochs behind this checkpoint", None if facts.epoch is None else f"{facts.epoch:.2f}"),
+        ("groups seen", None if facts.groups_seen is None else f"{facts.groups_seen:,}"),
+        *[(f"dev {METRICS.get(name, name)}", f"{value:.4f}") for name, value in facts.dev.items()],
+        ("versions", ", ".join(f"{name} {version}" for name, version in facts.versions.items()) or None),
+    ]
+
+
+def _number(value: float | None) -> str | None:
+    return None if value is None else f"{value:g}"

@@ -1,0 +1,256 @@
+"""A trained reranker at work: query and passages -> raw scores, probabilities, an order.
+
+In: the directory or hub name of a one-score sequence classifier; texts. Out: logits in float32, in the order
+of the passages. The pairs are cut by the truncation contract in the model's config.json, as in training.
+Batching changes nothing but rounding. A score that is not finite is an error, never a rank.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+
+from reranker.config import Precision, ScoreConfig
+from reranker.data.collate import pad_pairs
+from reranker.data.tokenize import Contract, Pair, PairTokenizer
+from reranker.errors import UserError, closest, shorten
+from reranker.files import atomic_open
+from reranker.groups import decode_lines, kind_of, parse_text, parse_texts, read_lines
+from reranker.model.cross_encoder import load_model, load_tokenizer, score_pairs
+
+FORM = '{"query": "...", "passages": ["..."]}'
+WINDOW = 8192
+"""Pairs that are tokenized and sorted by length at a time: bounds the memory of a long list."""
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One passage in its place.
+
+    Attributes:
+        index: its place in the list that was given.
+        passage: its text.
+        score: the raw score.
+        probability: the score exp-normalised over the query's passages.
+    """
+
+    index: int
+    passage: str
+    score: float
+    probability: float
+
+
+class Reranker:
+    """A cross-encoder that scores passages for a query.
+
+    Args:
+        path: directory or hub name.
+        device: "auto" (the GPU if there is one), "cpu", "cuda" or "cuda:1".
+        precision: "auto" (fp16 on a GPU, fp32 on a CPU), "fp32", "fp16" or "bf16".
+        max_length: tokens of a pair at most; None: what the model was trained with.
+        batch_tokens: tokens of a forward batch at most, padding included; one pair always fits.
+        untrained_head: accept a checkpoint without a score head, and draw one.
+        key: what errors call the model.
+
+    Raises UserError for a model that cannot be loaded or has no trained head, and for settings that
+    the device or the model cannot meet.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        max_length: int | None = None,
+        batch_tokens: int = 4096,
+        untrained_head: bool = False,
+        key: str = "model",
+    ) -> None:
+        if batch_tokens < 1:
+            raise UserError("batch_tokens", str(batch_tokens), "1 or more", "change the value")
+        self.path, self.batch_tokens = str(path), batch_tokens
+        self.device = _device(device)
+        dtype = _dtype(precision, self.device)
+        model, self.fresh_head = load_model(self.path, dtype=dtype, key=key)
+        if self.fresh_head and not untrained_head:
+            raise UserError(key, f"{path}, an encoder without a score head", "a trained reranker",
+                            "train it first, or name an exported model")  # fmt: skip
+        self.model = model.to(self.device).eval()
+        self.contract = _contract(model, max_length)
+        self.tokenizer = PairTokenizer(load_tokenizer(self.path, key=key), self.contract)
+
+    def score(self, query: str, passages: Sequence[str]) -> list[float]:
+        """The raw score (logit) of each passage."""
+        if isinstance(passages, str):
+            # A string is a sequence too: each of its characters would get a score.
+            raise UserError("passages", f"a string {shorten(passages)}", "a list of strings", "write [passage]")
+        return [float(score) for score in self.score_pairs([(query, passage) for passage in passages])]
+
+    def rerank(self, query: str, passages: Sequence[str]) -> list[Ranked]:
+        """The passages, best first; among equals the earlier one."""
+        scores = self.score(query, passages)
+        ranked = zip(range(len(passages)), passages, scores, normalize(scores), strict=True)
+        return sorted((Ranked(*entry) for entry in ranked), key=lambda entry: (-entry.score, entry.index))
+
+    def score_pairs(
+        self, pairs: Sequence[tuple[str, str]], progress: bool | Callable[[int], object] = False
+    ) -> np.ndarray:
+        """scores_N (float32) of N (query, passage) pairs, in their order.
+
+        `progress` shows a bar on standard error, or is called with the number of pairs of each finished
+        batch. Raises UserError for a score that is not finite.
+        """
+        scores_N = np.empty(len(pairs), dtype=np.float32)
+        with _progress(progress, len(pairs)) as advance:
+            for start in range(0, len(pairs), WINDOW):
+                encoded = self._encode(pairs[start : start + WINDOW])
+                for batch in batches_by_tokens([len(pair.ids) for pair in encoded], self.batch_tokens):
+                    scores_N[[start + index for index in batch]] = self._forward([encoded[index] for index in batch])
+                    advance(len(batch))
+        bad = np.flatnonzero(~np.isfinite(scores_N))
+        if len(bad):
+            raise UserError(self.path, f"{len(bad)} scores that are not finite, the first for {shorten(pairs[bad[0]])}",
+                            "numbers", "score with precision=fp32, and check the weights if they stay")  # fmt: skip
+        return scores_N
+
+    def _encode(self, pairs: Sequence[tuple[str, str]]) -> list[Pair]:
+        # Neighbours mostly share their query: it is tokenized once for all of them.
+        return [
+            encoded
+            for query, same in itertools.groupby(pairs, key=lambda pair: pair[0])
+            for encoded in self.tokenizer.encode(query, [passage for _, passage in same])
+        ]
+
+    @torch.inference_mode()
+    def _forward(self, batch: Sequence[Pair]) -> np.ndarray:
+        tensors = (tensor.to(self.device) for tensor in pad_pairs(batch, self.tokenizer.pad_id))
+        scores_N: np.ndarray = score_pairs(self.model, *tensors).float().cpu().numpy()
+        return scores_N
+
+
+def normalize(scores: Sequence[float] | np.ndarray) -> list[float]:
+    """The scores of one query's passages as probabilities that sum to 1: exp(s) / sum of exp (softmax)."""
+    values = np.asarray(scores, dtype=np.float64)
+    if not len(values):
+        return []
+    powers = np.exp(values - values.max())  # the largest is exp(0): nothing overflows
+    return [float(share) for share in powers / powers.sum()]
+
+
+def batches_by_tokens(lengths: Sequence[int], limit: int) -> list[list[int]]:
+    """Indices of pairs in batches of at most `limit` tokens, padding included; longest first.
+
+    A pair longer than the limit is a batch of its own. Longest first: what does not fit in memory
+    fails at once and not at the end.
+    """
+    batches: list[list[int]] = []
+    longest = 0
+    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        if not batches or (len(batches[-1]) + 1) * longest > limit:
+            batches.append([])
+            longest = lengths[index]
+        batches[-1].append(index)
+    return batches
+
+
+def score_command(config: ScoreConfig) -> int:
+    """`reranker score`: answer each request with the scores of its passages. Raises UserError."""
+    if config.output != "-" and Path(config.output).is_dir():
+        raise UserError("output", f"{config.output}, a directory", "a file or -", "name a file in it")
+    reranker = Reranker(
+        config.model, device=config.device.value, precision=config.precision.value,
+        max_length=config.max_length, batch_tokens=config.batch_tokens,
+    )  # fmt: skip
+    lines = read_lines(config.input) if config.input != "-" else decode_lines(sys.stdin.buffer, "<stdin>")
+    requests = (_request(value, where) for where, value in lines)
+    if config.output == "-":
+        # One request at a time: whoever waits at the other end of a pipe gets each answer at once.
+        for answer in _answers(reranker, requests, together=1):
+            print(answer, flush=True)
+    else:
+        with atomic_open(config.output) as stream:
+            _write(stream, _answers(reranker, requests, together=64))
+    return 0
+
+
+def _request(value: Any, where: str) -> tuple[str, tuple[str, ...]]:
+    if not isinstance(value, dict):
+        raise UserError(where, f"{kind_of(value)} {shorten(value)}", "a JSON object", f"write {FORM}")
+    for key in ("query", "passages"):
+        if key not in value:
+            near = closest(key, value)
+            raise UserError(where, f"keys {sorted(value)}", f'a key "{key}"',
+                            f'rename "{near}" to "{key}"' if near else f"write {FORM}")  # fmt: skip
+    return parse_text(value["query"], '"query"', where), parse_texts(value["passages"], "passages", where)
+
+
+def _answers(reranker: Reranker, requests: Iterable[tuple[str, tuple[str, ...]]], together: int) -> Iterator[str]:
+    stream = iter(requests)
+    while window := list(itertools.islice(stream, together)):
+        scores_N = reranker.score_pairs([(query, passage) for query, passages in window for passage in passages])
+        start = 0
+        for query, passages in window:
+            scores = [float(score) for score in scores_N[start : start + len(passages)]]
+            start += len(passages)
+            yield json.dumps({"query": query, "scores": scores, "probabilities": normalize(scores)}, ensure_ascii=False)
+
+
+def _write(stream: IO[bytes], lines: Iterable[str]) -> None:
+    for line in lines:
+        stream.write(line.encode("utf-8") + b"\n")
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError("device", f"{name}, but no GPU that torch can use", "cpu or auto", "say device=auto")
+    return torch.device(name)
+
+
+def _dtype(precision: str, device: torch.device) -> torch.dtype:
+    if precision not in Precision.__members__:
+        raise UserError("precision", precision, "one of " + ", ".join(Precision.__members__), "change the value")
+    if precision == "auto":
+        precision = "fp16" if device.type == "cuda" else "fp32"
+    if precision == "fp16" and device.type == "cpu":
+        raise UserError("precision", "fp16 on a CPU", "fp32, bf16 or auto", "say precision=fp32")
+    return {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+
+
+def _contract(model: Any, max_length: int | None) -> Contract:
+    """The model's own contract, or one of `max_length`, no longer than the model has positions for."""
+    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    if table is None:
+        positions = getattr(model.config, "max_position_embeddings", None)
+    else:
+        # The RoBERTa family counts positions from after the padding id.
+        positions = table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+    if max_length is not None and not 8 <= max_length <= (positions or max_length):
+        most = f" and at most {positions}, the model's positions" if positions else ""
+        raise UserError("max_length", str(max_length), f"8 or more{most}", "change the value")
+    contract = Contract.of_model(model.config, max_length)
+    return Contract.of_model(model.config, positions) if positions and contract.max_length > positions else contract
+
+
+@contextlib.contextmanager
+def _progress(progress: bool | Callable[[int], object], total: int) -> Iterator[Callable[[int], object]]:
+    if callable(progress):
+        yield progress
+    elif progress:
+        from tqdm import tqdm
+
+        with tqdm(total=total, unit=" pairs", desc="scoring", mininterval=0.5) as bar:
+            yield bar.update
+    else:
+        yield lambda done: None

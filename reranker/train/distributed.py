@@ -1,0 +1,111 @@
+"""The ranks of a job: who we are, and how all agree on an outcome.
+
+In: the environment that `deepspeed`, `torchrun`, SLURM wrappers or SageMaker set (RANK, WORLD_SIZE,
+LOCAL_RANK, MASTER_ADDR, MASTER_PORT); a plain process is a world of one. Out: `Ranks`. A mistake found on one rank is
+raised on all of them, so that no rank waits for one that has left.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from reranker.config import Device
+from reranker.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all: rank of world, its device, and a gloo group for small agreements."""
+
+    rank: int
+    world: int
+    device: torch.device
+    control: Any
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all ranks, on every rank."""
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value, group=self.control)
+        return values
+
+    def together(self, action: Callable[[], T]) -> T:
+        """Run `action` on every rank; if any raises UserError, all raise the first one.
+
+        Whatever else it raises ends this rank at once, and with it the job.
+        """
+        mistake, result = None, None
+        try:
+            result = action()
+        except UserError as error:
+            mistake = error
+        first = next((error for error in self.gather(mistake) if error is not None), None)
+        if first is not None:
+            # Every rank holds it: rank 0 says it for all.
+            first.agreed = True
+            raise first
+        return result  # type: ignore[return-value]
+
+    def barrier(self) -> None:
+        dist.barrier(group=self.control)
+
+
+def join(device: Device, timeout: float) -> Ranks:
+    """Meet the other ranks. Collectives end with an error after `timeout` seconds.
+
+    Raises: UserError for a GPU asked for where there is none, or an environment that is incomplete.
+    """
+    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    present = [name for name in names if name in os.environ]
+    if not {"RANK", "WORLD_SIZE"} & set(present):
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
+    elif len(present) < len(names):
+        missing = next(name for name in names if name not in os.environ)
+        raise UserError("environment", f"{present[0]} without {missing}", f"{', '.join(names)} together",
+                        "start with deepspeed or torchrun, or set them all")  # fmt: skip
+    local = int(os.environ.setdefault("LOCAL_RANK", os.environ["RANK"] if os.environ["WORLD_SIZE"] == "1" else "0"))
+    chosen = choose_device(device, local)
+    limit = datetime.timedelta(seconds=timeout)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=limit)
+    control = dist.new_group(backend="gloo", timeout=limit)
+    return Ranks(dist.get_rank(), dist.get_world_size(), chosen, control)
+
+
+def choose_device(device: Device, local: int) -> torch.device:
+    """The device of the rank with this local number. Raises UserError."""
+    gpus = torch.cuda.device_count()
+    if device is Device.cuda and gpus == 0:
+        raise UserError("train.device", "cuda where torch finds no GPU", "auto or cpu",
+                        "install torch's CUDA build, or say train.device=cpu")  # fmt: skip
+    if device is Device.cpu or gpus == 0:
+        return torch.device("cpu")
+    if local >= gpus:
+        raise UserError("launcher", f"local rank {local} on a machine with {gpus} GPUs", "a rank for each GPU at most",
+                        "start fewer ranks")  # fmt: skip
+    torch.cuda.set_device(local)
+    return torch.device("cuda", local)
+
+
+def leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])

@@ -1,0 +1,257 @@
+"""DeepSpeed behind a few verbs: score, backward, step, and the state that a checkpoint holds.
+
+The only file that imports deepspeed. In: a model in float32 and settings. Out: an `Engine` of one ZeRO
+stage and precision. `backward` only accumulates (in float32, also where weights have 16 bits); `step`
+reduces over ranks, clips, updates. What DeepSpeed does otherwise than its documentation suggests is said
+where it matters here.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+# Read by deepspeed at import: without it every rank prints its own INFO lines.
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if os.path.exists("/dev/nvidiactl") else "cpu")
+
+import deepspeed
+import deepspeed.ops
+import torch
+from deepspeed.accelerator import get_accelerator
+from deepspeed.utils import logger as deepspeed_logger
+from torch import nn
+
+from reranker.config import OptimConfig, Precision, PrecisionConfig
+from reranker.data.collate import MicroBatch, ghost
+from reranker.model.cross_encoder import score
+from reranker.model.losses import listwise_cross_entropy
+from reranker.train.fragments import KINDS, Fragment, read_parameter, write_parameter
+
+# DeepSpeed compiles this op when it meets gloo (28-60 s), though training never calls it.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+deepspeed_logger.setLevel(logging.ERROR)
+
+_LARGEST_BUCKET = 500_000_000
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What an optimizer step did.
+
+    Attributes:
+        grad_norm: norm of the gradient before clipping; None if the step was skipped.
+        skipped: fp16 overflow: nothing was updated. All ranks agree.
+        loss_scale: fp16's scale behind the step, else 1.
+    """
+
+    grad_norm: float | None
+    skipped: bool
+    loss_scale: float
+
+
+class Engine:
+    """A model under DeepSpeed ZeRO.
+
+    Args:
+        stage, precision: as resolved by `config.resolve_precision`.
+        reduce_bucket_size: elements; None sizes it to the model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        optim: OptimConfig,
+        stage: int,
+        precision: Precision,
+        scaling: PrecisionConfig,
+        reduce_bucket_size: int | None,
+        device: torch.device,
+        timeout: float,
+    ) -> None:
+        self.stage, self.precision, self.device = stage, precision, device
+        if precision is Precision.fp16 and device.type == "cpu":
+            assert scaling.fp16_on_cpu
+            get_accelerator().is_fp16_supported = lambda: True
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        optimizer = torch.optim.AdamW(
+            parameter_groups(model, optim.weight_decay), lr=0.0, betas=tuple(optim.betas), eps=optim.eps,
+            fused=device.type == "cuda",
+        )  # fmt: skip
+        bucket = reduce_bucket_size or max(1_000_000, min(_LARGEST_BUCKET, parameters // 4))
+        self._engine, *_ = deepspeed.initialize(
+            model=model.to(device),
+            optimizer=optimizer,
+            config=deepspeed_config(stage, precision, scaling, optim.max_grad_norm, bucket, device.type),
+            dist_init_required=False,
+        )
+        self._clip_norm = optim.max_grad_norm
+        self._norm_at_stage_0: float | None = None
+        if stage == 0:
+            # get_global_grad_norm() is None here; the clipping is the one place that knows the norm.
+            self._engine.clip_fp32_gradients = self._clip_at_stage_0
+        _set_timeouts(timeout)
+
+    @property
+    def module(self) -> nn.Module:
+        return self._engine.module
+
+    @property
+    def parameters(self) -> int:
+        return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in self.module.parameters())
+
+    def train(self) -> None:
+        self._engine.train()
+
+    def eval(self) -> None:
+        self._engine.eval()
+
+    def score(self, batch: MicroBatch) -> torch.Tensor:
+        """scores_GP of a micro-batch on this rank's device."""
+        return score(self._engine, batch)
+
+    @property
+    def forward(self) -> Any:
+        """The model as a callable that every rank must call alike."""
+        return self._engine
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Accumulate gradients. loss.backward() itself raises or miscounts under ZeRO."""
+        self._engine.backward(loss)
+
+    def step(self, learning_rate: float) -> StepOutcome:
+        """Reduce, clip and update with what has been accumulated."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        skipped_before = self._engine.skipped_steps
+        self._engine.step()
+        skipped = self._engine.skipped_steps > skipped_before
+        norm = self._norm_at_stage_0 if self.stage == 0 else self._engine.get_global_grad_norm()
+        scale = float(self._engine.optimizer.loss_scale) if self.precision is Precision.fp16 else 1.0
+        return StepOutcome(None if skipped or norm is None else float(norm), skipped, scale)
+
+    def fragments(self) -> Iterator[Fragment]:
+        """This rank's share of every parameter's master weights and moments, on the CPU."""
+        self._link_states()
+        for name, parameter in self._engine.module.named_parameters():
+            yield from read_parameter(name, parameter, self._plain_state(parameter), self._engine.global_rank)
+
+    def load(self, full: Any, steps: int) -> None:
+        """Set masters and moments of every parameter; `full(name, kind)` returns the whole tensor.
+
+        `steps` is the number of updates behind the state, for AdamW's bias correction.
+        """
+        self._make_states()
+        self._link_states()
+        world = self._engine.dp_world_size
+        for name, parameter in self._engine.module.named_parameters():
+            values = {kind: full(name, kind) for kind in KINDS}
+            write_parameter(parameter, values, self._plain_state(parameter), self._engine.global_rank, world)
+        if hasattr(self._engine.optimizer, "update_lp_params"):
+            # Stages 1 and 2 set the master only; the weights of the forward follow from it.
+            self._engine.optimizer.update_lp_params()
+        for state in self._torch_optimizer.state.values():
+            if torch.is_tensor(state.get("step")):
+                state["step"].fill_(steps)
+
+    def scaler_state(self) -> dict[str, Any]:
+        """fp16's loss scaler as plain numbers."""
+        if self.precision is not Precision.fp16:
+            return {}
+        scaler = self._engine.optimizer.loss_scaler
+        return {key: value for key, value in vars(scaler).items() if isinstance(value, (int, float))}
+
+    def load_scaler(self, state: dict[str, Any]) -> None:
+        if self.precision is Precision.fp16:
+            vars(self._engine.optimizer.loss_scaler).update(state)
+
+    @property
+    def _torch_optimizer(self) -> torch.optim.Optimizer:
+        optimizer = self._engine.optimizer
+        return optimizer if self.stage == 0 else optimizer.optimizer
+
+    def _plain_state(self, parameter: nn.Parameter) -> dict[str, torch.Tensor] | None:
+        return self._torch_optimizer.state[parameter] if self.stage == 0 else None
+
+    def _clip_at_stage_0(self) -> None:
+        limit = self._clip_norm or float("inf")
+        self._norm_at_stage_0 = float(nn.utils.clip_grad_norm_(self.module.parameters(), limit))
+
+    def _make_states(self) -> None:
+        """The optimizer's state must exist before it can be set: a step at rate zero on a loss of zero."""
+        batch = ghost(pad_id=0).to(self.device)
+        self.backward(listwise_cross_entropy(self.score(batch), batch.present_GP, batch.weight_G))
+        self.step(0.0)
+
+    def _link_states(self) -> None:
+        """DeepSpeed links states to parameters after its first group's first step: later groups are missed."""
+        optimizer = self._engine.optimizer
+        if hasattr(optimizer, "_hp_optimizer_states_linked"):
+            optimizer._hp_optimizer_states_linked = False
+            optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """AdamW's groups: matrices with weight decay; biases and LayerNorm (one dimension) without."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [parameter for parameter in parameters if parameter.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def deepspeed_config(
+    stage: int, precision: Precision, scaling: PrecisionConfig, clip: float, bucket: int, device: str
+) -> dict[str, Any]:
+    """DeepSpeed's own configuration.
+
+    Accumulation is ours (`managed_gradient_accumulation: false`): any number of backwards, then one step.
+    That wants overlap_comm off except at stage 2.
+    """
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": clip,
+        "steps_per_print": 10**12,
+        "zero_optimization": {
+            "stage": stage,
+            "overlap_comm": stage == 2 and device == "cuda",
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+        },
+    }
+    if precision is Precision.fp16:
+        config["fp16"] = {
+            "enabled": True,
+            "loss_scale": 0,
+            "initial_scale_power": scaling.initial_scale_power,
+            "loss_scale_window": scaling.loss_scale_window,
+            "hysteresis": scaling.hysteresis,
+            "min_loss_scale": scaling.min_loss_scale,
+        }
+    if precision is Precision.bf16:
+        config["bf16"] = {"enabled": True}
+    if precision is not Precision.fp32:
+        # Sixteen bits lose small gradients over 32 micro-batches.
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+    return config
+
+
+def forget_groups() -> None:
+    """Let a later training of this process join anew: DeepSpeed keeps the groups of the earlier one."""
+    if deepspeed.comm.is_initialized():
+        deepspeed.comm.destroy_process_group()
+
+
+def _set_timeouts(seconds: float) -> None:
+    """init_process_group's timeout covers only the world group; DeepSpeed's own would stay at 30 minutes."""
+    import datetime
+
+    import torch.distributed.distributed_c10d as c10d
+
+    for group in list(c10d._world.pg_map):
+        c10d._set_pg_timeout(datetime.timedelta(seconds=seconds), group)

@@ -1,0 +1,81 @@
+"""What a training will take, before it starts: devices, batch arithmetic, steps, parameters, memory.
+
+Pure arithmetic on settings and sizes; the model's weights are not loaded. Memory is an estimate: states by
+the sizes that ZeRO keeps (Rajbhandari et al., 2020), activations by Korthikanti et al. (2022) without the
+attention matrix, which fused attention never stores.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from reranker.config import Precision, TrainConfig
+from reranker.data.manifest import Manifest
+from reranker.model.cross_encoder import load_config
+from reranker.train.distributed import Ranks
+
+GIB = 2**30
+
+
+def state_bytes(parameters: int, precision: Precision, stage: int, world: int) -> dict[str, float]:
+    """Bytes on each rank for weights, gradients and optimizer (masters and two moments in fp32).
+
+    Stage 0 in fp32 has no masters of its own. Gradients are accumulated in fp32.
+    """
+    weights = parameters * (4.0 if precision is Precision.fp32 else 2.0)
+    gradients = parameters * 4.0
+    optimizer = parameters * (8.0 if stage == 0 else 12.0)
+    return {
+        "weights": weights / (world if stage >= 3 else 1),
+        "gradients": gradients / (world if stage >= 2 else 1),
+        "optimizer": optimizer / (world if stage >= 1 else 1),
+    }
+
+
+def activation_bytes(config: Any, pairs: int, length: int, precision: Precision, checkpointing: bool) -> float:
+    """Bytes of a micro-batch's activations: 34 values of 16 bits a token, layer and hidden unit at most."""
+    width = 2.0 if precision is Precision.fp32 else 1.0
+    layers = getattr(config, "num_hidden_layers", 0)
+    hidden = getattr(config, "hidden_size", 0)
+    a_layer = 34.0 * pairs * length * hidden * width
+    # With checkpointing each layer keeps its input (2 bytes) and one layer at a time is whole.
+    return a_layer + layers * 2.0 * pairs * length * hidden * width if checkpointing else layers * a_layer
+
+
+def count_parameters(config: Any) -> tuple[int, int]:
+    """(all parameters, those of the token embedding) of a sequence classification model."""
+    from transformers import AutoModelForSequenceClassification
+
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config)
+    embedding = model.get_input_embeddings()
+    return sum(parameter.numel() for parameter in model.parameters()), embedding.weight.numel()
+
+
+def report(
+    config: TrainConfig, manifest: Manifest, precision: Precision, stage: int, ranks: Ranks, steps: int
+) -> str:
+    """The dry run's text. Every rank need not call this: there are no collectives."""
+    model = load_config(config.model.name, config.model.revision)
+    parameters, embedding = count_parameters(model)
+    states = state_bytes(parameters, precision, stage, ranks.world)
+    batch, data = config.batch, config.data
+    pairs = batch.per_gpu * data.group_size
+    activations = activation_bytes(model, pairs, data.max_length, precision, config.model.gradient_checkpointing)
+    seen = min(config.train.epochs * manifest.groups, steps * batch.groups)
+    each = batch.groups // (batch.per_gpu * ranks.world)
+    kind = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "CPU"
+    rows = [
+        ("devices", f"{ranks.world} x {kind}"),
+        ("precision", f"{precision.value}, ZeRO stage {stage}"),
+        ("data", f"{manifest.groups:,} groups in {len(manifest.shards)} shards, {data.group_size} passages each"),
+        ("batch", f"{batch.groups} groups a step = {batch.per_gpu} per rank x {ranks.world} ranks x {each} micro-batches"),
+        ("steps", f"{steps:,}, {seen:,} groups, {seen * data.group_size:,} pairs"),
+        ("parameters", f"{parameters / 1e6:.1f}M, of which {embedding / 1e6:.1f}M token embeddings"),
+        ("memory per rank", ", ".join(f"{name} {size / GIB:.2f} GiB" for name, size in states.items())),
+        ("", f"activations up to {activations / GIB:.2f} GiB ({pairs} pairs of {data.max_length} tokens)"),
+        ("", f"about {(sum(states.values()) + activations) / GIB:.2f} GiB in all (an estimate)"),
+    ]
+    return "dry run: nothing is trained\n" + "\n".join(f"  {name:16s} {value}" for name, value in rows)

@@ -1,0 +1,147 @@
+"""The training loop.
+
+In: an engine, the planned steps, a stream of this rank's micro-batches. Out: a trained engine, records,
+checkpoints. One pass: take the step's micro-batches, forward and backward each, step, log, maybe evaluate,
+maybe save. Everything that needs a paragraph lives elsewhere behind one verb.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from reranker.data.collate import MicroBatch
+from reranker.data.permutation import keyed
+from reranker.data.plan import Step
+from reranker.model.losses import listwise_cross_entropy
+from reranker.train.distributed import Ranks
+from reranker.train.engine import Engine, StepOutcome
+from reranker.train.schedule import learning_rate
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the loop has to do: all steps of the training, and the first that is still to be done."""
+
+    steps: Iterable[Step]
+    done: int
+    total: int
+    seed: int
+    lr: float
+    warmup: float
+    evaluate_after: Callable[[int], bool]
+    save_after: Callable[[int], bool]
+    log_after: Callable[[int], bool]
+
+
+@dataclass
+class Skipped:
+    """Steps that fp16 overflow has skipped so far: DeepSpeed's own step counter includes them."""
+
+    count: int = 0
+
+
+@dataclass
+class Meter:
+    """Counts of this rank since the last record."""
+
+    device: torch.device
+    started: float = field(default_factory=time.perf_counter)
+    waited: float = 0.0
+    steps: int = 0
+    loss: torch.Tensor = field(init=False)
+    groups: int = 0
+    pairs: int = 0
+    tokens: int = 0
+    padded: int = 0
+
+    def __post_init__(self) -> None:
+        self.loss = torch.zeros((), dtype=torch.float64, device=self.device)
+
+    def count(self, batch: MicroBatch, loss: torch.Tensor) -> None:
+        self.loss += loss.detach()
+        self.pairs += batch.pairs
+        self.tokens += batch.tokens
+        self.padded += batch.ids_NL.numel()
+
+    def record(self, ranks: Ranks, outcome: StepOutcome, rate: float, epoch: float) -> dict[str, Any]:
+        """The metrics of all ranks since the last record: one collective, one read from the device."""
+        seconds = time.perf_counter() - self.started
+        counts = torch.tensor([self.pairs, self.tokens, self.padded, self.waited], dtype=torch.float64)
+        sums = torch.cat([self.loss.view(1), counts.to(self.device)])
+        dist.all_reduce(sums)
+        loss, pairs, tokens, padded, waited = sums.tolist()
+        metrics = {
+            "epoch": round(epoch, 6),
+            "train/loss": loss / self.groups,
+            "train/learning_rate": rate,
+            "train/grad_norm": outcome.grad_norm,
+            "train/loss_scale": outcome.loss_scale,
+            "train/skipped": int(outcome.skipped),
+            "speed/pairs_per_second": pairs / seconds,
+            "speed/tokens_per_second": tokens / seconds,
+            "data/useful_token_share": tokens / padded,
+            "data/wait_share": waited / seconds / ranks.world,
+            "system/step_seconds": seconds / self.steps,
+        }
+        if self.device.type == "cuda":
+            metrics["system/peak_memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
+        return metrics
+
+
+def run(
+    engine: Engine,
+    plan: Plan,
+    batches: Iterator[MicroBatch],
+    ranks: Ranks,
+    *,
+    skipped: Skipped,
+    log: Callable[[int, dict[str, Any]], None],
+    evaluate: Callable[[], dict[str, Any]],
+    save: Callable[[int, Step, dict[str, Any] | None], None],
+) -> None:
+    """Train from `plan.done` to the end of the plan."""
+    meter = Meter(ranks.device)
+    engine.train()
+    for number, step in enumerate(plan.steps, plan.done):
+        micro_batches = take(batches, step, ranks, meter)
+        for index, batch in enumerate(micro_batches):
+            torch.manual_seed(keyed(plan.seed, number, index, ranks.rank))  # dropout, replayable
+            batch = batch.to(ranks.device)
+            loss = listwise_cross_entropy(engine.score(batch), batch.present_GP, batch.weight_G)
+            # DeepSpeed averages over ranks: this makes the gradient the step's sum over its groups / their number.
+            engine.backward(loss * (ranks.world / step.groups))
+            meter.count(micro_batches[index], loss)
+        rate = learning_rate(number, plan.total, plan.lr, plan.warmup)
+        outcome = engine.step(rate)
+        skipped.count += outcome.skipped
+        meter.groups, meter.steps, done = meter.groups + step.groups, meter.steps + 1, number + 1
+        if plan.log_after(done):
+            log(done, meter.record(ranks, outcome, rate, step.epoch + (step.positions[-1] + 1) / step.groups_in_epoch))
+            meter = Meter(ranks.device)
+        scores = None
+        if plan.evaluate_after(done):
+            log(done, scores := evaluate())
+            engine.train()
+        if plan.save_after(done):
+            save(done, step, scores)
+        if scores is not None or plan.save_after(done):
+            meter.started = time.perf_counter()  # evaluations and checkpoints are not training speed
+
+
+def take(batches: Iterator[MicroBatch], step: Step, ranks: Ranks, meter: Meter) -> list[MicroBatch]:
+    """This rank's micro-batches of a step, taken before the first forward.
+
+    Raises UserError on all ranks alike if any rank's data is bad: none is left waiting in a collective.
+    """
+    started = time.perf_counter()
+    micro_batches = ranks.together(lambda: list(islice(batches, len(step.slots))))
+    assert len(micro_batches) == len(step.slots), "the stream is shorter than the plan"
+    meter.waited += time.perf_counter() - started
+    return micro_batches

@@ -1,0 +1,35 @@
+"""Records of a training -> one progress bar on rank 0; other ranks stay quiet."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+
+class Progress:
+    """A bar over optimizer steps with loss, learning rate, pairs/s, useful-token share and tqdm's ETA."""
+
+    def __init__(self, steps: int, done: int, enabled: bool) -> None:
+        # Without a terminal a bar that redraws is a wall of text: a line now and then says as much.
+        interval = 0.5 if sys.stderr.isatty() else 10.0
+        self._bar = tqdm(
+            total=steps, initial=done, desc="train", unit="step", disable=not enabled, mininterval=interval,
+            dynamic_ncols=sys.stderr.isatty(), smoothing=0.1,
+        )  # fmt: skip
+
+    def show(self, step: int, metrics: dict[str, Any]) -> None:
+        if "train/loss" in metrics:
+            self._bar.set_postfix_str(
+                f"loss {metrics['train/loss']:.4f}, lr {metrics['train/learning_rate']:.1e}, "
+                f"{metrics['speed/pairs_per_second']:.1f} pairs/s, {metrics['data/useful_token_share']:.0%} useful",
+                refresh=False,
+            )
+            self._bar.update(step - self._bar.n)
+        elif not self._bar.disable:
+            words = ", ".join(f"{name.removeprefix('eval/')} {value:.4f}" for name, value in metrics.items())
+            tqdm.write(f"step {step}: {words}", file=sys.stderr)
+
+    def close(self) -> None:
+        self._bar.close()

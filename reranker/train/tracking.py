@@ -1,0 +1,119 @@
+"""Metrics of a run -> metrics.jsonl always, and Weights & Biases when it can be had.
+
+In: step and metrics named `group/name`. Tracking never stops a training: what fails is said once and then
+left alone. Resuming goes on in the same Weights & Biases run; metrics.jsonl loses the records behind the
+checkpoint that is resumed, so that each step stands in it once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from reranker.config import TrackingConfig, TrackingMode
+from reranker.files import write_text
+
+METRICS = "metrics.jsonl"
+
+
+class Tracker:
+    """Rank 0's records. On other ranks `enabled` is False and nothing is written."""
+
+    def __init__(
+        self, run_dir: Path, name: str, config: TrackingConfig, settings: dict[str, Any], step: int, enabled: bool
+    ) -> None:
+        self.run_id = run_id(run_dir, name)
+        self._file: Any = None
+        self._wandb: Any = None
+        if not enabled:
+            return
+        path = run_dir / METRICS
+        kept = [line for line in path.read_text("utf-8").splitlines() if _step(line) <= step] if path.exists() else []
+        write_text(path, "".join(line + "\n" for line in kept))
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (open for the length of the run)
+        self._start_wandb(run_dir, name, config, settings)
+
+    def log(self, step: int, metrics: dict[str, Any]) -> None:
+        """One record of metrics behind `step` optimizer steps."""
+        if self._file is None:
+            return
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.flush()
+        if self._wandb is not None:
+            try:
+                self._wandb.log({key: value for key, value in metrics.items() if value is not None}, step=step)
+            except Exception as error:  # whatever a tracking service does, training goes on
+                self._give_up(error)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        if self._wandb is not None:
+            try:
+                self._wandb.finish(quiet=True)
+            except Exception as error:
+                self._give_up(error)
+
+    def _start_wandb(self, run_dir: Path, name: str, config: TrackingConfig, settings: dict[str, Any]) -> None:
+        mode = wandb_mode(config.mode)
+        if mode == "disabled":
+            return
+        try:
+            import wandb
+
+            # W&B's own words would run into the progress bar.
+            quiet = wandb.Settings(silent=True, console="off", init_timeout=30)
+            common: dict[str, Any] = {
+                "id": self.run_id, "name": name, "project": config.project, "entity": config.entity,
+                "group": config.group, "tags": list(config.tags), "config": settings, "dir": str(run_dir),
+                "resume": "allow", "settings": quiet,
+            }  # fmt: skip
+            try:
+                self._wandb = wandb.init(mode=mode, **common)
+            except wandb.errors.Error:
+                if mode == "offline":
+                    raise
+                print("tracking: Weights & Biases cannot be reached, recording offline", file=sys.stderr)
+                self._wandb = wandb.init(mode="offline", **common)
+        except Exception as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self._wandb = None
+        reason = " ".join(str(error).split())
+        print(f"tracking: Weights & Biases failed ({reason}); {METRICS} goes on", file=sys.stderr)
+
+
+def run_id(run_dir: Path, name: str) -> str:
+    """The Weights & Biases run id of a run directory: the same for every resumption.
+
+    Read from the run directory once it is written there, so that a moved directory keeps its run.
+    """
+    path = run_dir / "wandb_run_id"
+    if path.is_file():
+        return path.read_text("utf-8").strip()
+    return hashlib.sha256(f"{run_dir.resolve()}\n{name}".encode()).hexdigest()[:16]
+
+
+def wandb_mode(mode: TrackingMode) -> str:
+    """online, offline or disabled; WANDB_MODE decides for auto, then the presence of a key."""
+    if mode is not TrackingMode.auto:
+        return mode.value
+    if asked := os.environ.get("WANDB_MODE"):
+        return asked
+    if os.environ.get("WANDB_API_KEY"):
+        return "online"
+    netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
+    return "online" if netrc.is_file() and "wandb" in netrc.read_text(errors="replace") else "offline"
+
+
+def _step(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError):
+        # The last line of a killed run may be torn: it goes.
+        return sys.maxsize

@@ -1,0 +1,95 @@
+"""The objective is the plain one, whatever the ZeRO stage, the number of ranks and the accumulation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from reranker.data.manifest import load_manifest
+from reranker.data.order import Order
+from reranker.data.reader import ShardReader
+from tests.distributed.conftest import Inputs, records
+from tests.distributed.ranks import run_ranks
+
+SEED, GROUPS, STEPS, RATE, CLIP, DECAY = 42, 32, 20, 1e-3, 1.0, 0.01
+
+
+@pytest.fixture(scope="module")
+def reference(inputs: Inputs) -> list[tuple[float, float]]:
+    """(loss, gradient norm) of 20 steps of a plain PyTorch loop in float64 over the same groups.
+
+    Nothing of the product but the order of the groups: the tokenizer, the model and AdamW are the
+    libraries' own, and each group is run by itself.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(inputs.model)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        inputs.model, dtype=torch.float64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+    )
+    parameters = list(model.parameters())
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [parameter for parameter in parameters if parameter.ndim > 1], "weight_decay": DECAY},
+            {"params": [parameter for parameter in parameters if parameter.ndim == 1], "weight_decay": 0.0},
+        ],
+        lr=RATE,
+    )
+    manifest = load_manifest(inputs.shards)
+    reader, total = ShardReader(inputs.shards, manifest), manifest.groups
+    results: list[tuple[float, float]] = []
+    for epoch in range(STEPS):
+        order = Order(manifest.sizes, SEED, epoch, 64)
+        for first in range(0, total, GROUPS):
+            if len(results) == STEPS:
+                return results
+            positions = range(first, min(first + GROUPS, total))
+            losses = []
+            for position in positions:
+                group = reader.group(reader.number(*order.locate(position)))
+                passages = [group.pos[0], *group.neg]
+                pairs = tokenizer([group.query] * len(passages), passages, truncation="longest_first", max_length=48,
+                                  padding=True, return_tensors="pt")  # fmt: skip
+                losses.append(functional.cross_entropy(model(**pairs).logits.T, torch.zeros(1, dtype=torch.long)))
+            loss = torch.stack(losses).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(parameters, CLIP)
+            for group_ in optimizer.param_groups:
+                group_["lr"] = RATE * (STEPS - len(results)) / STEPS
+            optimizer.step()
+            results.append((loss.item(), norm.item()))
+    raise AssertionError("unreachable")
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_losses_of_20_steps_equal_a_plain_float64_loop(
+    inputs: Inputs, reference: list[tuple[float, float]], tmp_path: Path, world: int
+) -> None:
+    trainings = {}
+    for stage in range(4):
+        for accumulation in (1, 4):
+            trainings[tmp_path / f"zero{stage}-{accumulation}"] = {
+                "deepspeed": f"zero{stage}",
+                "batch.per_gpu": GROUPS // world // accumulation,
+                "train.max_steps": STEPS,
+                "train.epochs": STEPS,
+                "train.save_every": STEPS,
+                "precision": "fp32",
+            }
+    jobs = tmp_path / "jobs.json"
+    jobs.write_text(json.dumps([inputs.overrides(run, **values) for run, values in trainings.items()]))
+    for rank in run_ranks(world, ["-m", "tests.distributed.train_many", str(jobs)]):
+        assert rank.code == 0, rank.err
+    for run in trainings:
+        steps = records(run)
+        losses = torch.tensor([record["train/loss"] for record in steps], dtype=torch.float64)
+        norms = torch.tensor([record["train/grad_norm"] for record in steps], dtype=torch.float64)
+        expected_losses, expected_norms = torch.tensor(reference, dtype=torch.float64).T
+        assert losses.shape == expected_losses.shape
+        assert (losses - expected_losses).abs().max() <= 1e-5, f"{run.name}: {losses - expected_losses}"
+        # Norms before clipping: a wrong scale of the loss shows here, where Adam would hide it.
+        assert ((norms - expected_norms) / expected_norms).abs().max() <= 1e-4, f"{run.name}: {norms / expected_norms}"

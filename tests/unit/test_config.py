@@ -1,0 +1,156 @@
+"""The arithmetic of the batch, what every key means, and the values that are refused together."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from typing import Any
+
+import pytest
+
+from reranker.config import (
+    COMMANDS,
+    Precision,
+    TrainConfig,
+    accumulation,
+    check_train,
+    describe,
+    field_docs,
+    resolve_precision,
+)
+from reranker.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("groups", "per_gpu", "world", "steps"), [(32, 1, 1, 32), (32, 1, 4, 8), (32, 8, 4, 1), (6, 1, 3, 2)]
+)
+def test_accumulation_makes_up_the_effective_batch(groups: int, per_gpu: int, world: int, steps: int) -> None:
+    assert accumulation(groups, per_gpu, world) == steps
+    assert steps * per_gpu * world == groups
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_its_three_numbers() -> None:
+    with pytest.raises(UserError) as caught:
+        accumulation(32, 3, 4)
+    assert str(caught.value) == (
+        "batch: found groups=32, per_gpu=3, ranks=4, expected 32 to be a multiple of 3 x 4; "
+        "set batch.per_gpu to one of [1, 2, 4, 8]"
+    )
+
+
+def test_a_world_that_no_micro_batch_fits_is_told_the_next_batch() -> None:
+    with pytest.raises(UserError, match=r"ranks=3.*set batch\.groups to a multiple of 6$"):
+        accumulation(32, 2, 3)
+
+
+def _sections(schema: type) -> list[type]:
+    hints = typing.get_type_hints(schema).values()
+    nested = [hint for hint in hints if dataclasses.is_dataclass(hint)]
+    return [schema] + [inner for hint in nested for inner in _sections(typing.cast(type, hint))]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_key_is_documented(command: str) -> None:
+    for section in _sections(COMMANDS[command][0]):
+        values = {
+            item.name
+            for item in dataclasses.fields(section)
+            if not dataclasses.is_dataclass(typing.get_type_hints(section)[item.name])
+        }
+        docs = field_docs(section)
+        assert set(docs) >= values
+        assert all(doc and doc[0] != " " and not doc.endswith(".") for doc in docs.values())
+
+
+def test_keys_are_described_with_type_default_and_meaning() -> None:
+    rows = {key: (kind, default) for key, kind, default, _ in describe(TrainConfig)}
+    assert rows["data.group_size"] == ("int", 3)
+    assert rows["data.negatives.hardest"] == ("int or null", None)
+    assert rows["optim.betas"] == ("[float, float]", (0.9, 0.999))
+    assert rows["tracking.tags"] == ("list of str", [])
+    assert rows["data.shards"] == ("str", "???")
+    assert rows["data.short_groups"][0] == "repeat|shrink|error"
+
+
+def changed(key: str, value: Any) -> TrainConfig:
+    config = TrainConfig()
+    *sections, name = key.split(".")
+    section: Any = config
+    for part in sections:
+        section = getattr(section, part)
+    assert hasattr(section, name)
+    setattr(section, name, value)
+    return config
+
+
+def test_the_defaults_are_accepted() -> None:
+    check_train(TrainConfig())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data.group_size", 1),
+        ("data.max_length", 4),
+        ("data.workers", -1),
+        ("data.prefetch", 0),
+        ("data.query_max_length", 0),
+        ("data.query_max_length", 508),
+        ("data.negatives.warmup", 1.5),
+        ("data.negatives.random", -0.1),
+        ("data.negatives.hardest", 0),
+        ("batch.groups", 0),
+        ("batch.per_gpu", 0),
+        ("optim.lr", -1e-5),
+        ("optim.warmup", 2.0),
+        ("optim.betas", [0.9]),
+        ("optim.betas", [0.9, 1.0]),
+        ("optim.max_grad_norm", -1.0),
+        ("model.dropout", 1.2),
+        ("deepspeed.stage", 4),
+        ("train.epochs", 0),
+        ("train.max_steps", 0),
+        ("train.keep_last", 0),
+        ("train.metric", "accuracy"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_by_its_key(key: str, value: Any) -> None:
+    with pytest.raises(UserError) as caught:
+        check_train(changed(key, value))
+    assert caught.value.where == key
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("data.query_max_length", 507), ("data.workers", 0), ("optim.max_grad_norm", 0.0), ("model.dropout", 0.0)],
+)
+def test_a_value_at_its_limit_is_accepted(key: str, value: Any) -> None:
+    check_train(changed(key, value))
+
+
+@pytest.mark.parametrize(
+    ("requested", "device", "stage", "precision", "used_stage", "told"),
+    [
+        ("auto", "cuda", 2, "fp16", 2, 0),
+        ("auto", "cuda", 0, "fp16", 1, 1),
+        ("auto", "cpu", 2, "fp32", 2, 1),
+        ("auto", "cpu", 0, "fp32", 0, 1),
+        ("fp32", "cuda", 0, "fp32", 0, 0),
+        ("fp32", "cpu", 3, "fp32", 3, 0),
+        ("bf16", "cpu", 1, "bf16", 1, 0),
+        ("bf16", "cpu", 0, "bf16", 1, 1),
+        ("fp16", "cuda", 3, "fp16", 3, 0),
+    ],
+)
+def test_the_precision_follows_the_device_and_16_bit_never_trains_at_stage_0(
+    requested: str, device: str, stage: int, precision: str, used_stage: int, told: int
+) -> None:
+    answer = resolve_precision(Precision(requested), device, stage, fp16_on_cpu=False)
+    assert answer[:2] == (Precision(precision), used_stage)
+    assert len(answer[2]) == told
+
+
+def test_fp16_on_a_cpu_is_refused_unless_it_is_forced() -> None:
+    with pytest.raises(UserError, match="precision: found fp16 on a CPU, expected fp32, bf16 or auto"):
+        resolve_precision(Precision.fp16, "cpu", 2, fp16_on_cpu=False)
+    assert resolve_precision(Precision.fp16, "cpu", 2, fp16_on_cpu=True) == (Precision.fp16, 2, [])

@@ -1,0 +1,183 @@
+"""What ships and what `reranker demo` makes of it: licences, size, and no held-out text in training."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reranker.config import DemoConfig
+from reranker.demo import corpus, prepare
+from reranker.errors import UserError
+from reranker.groups import read_groups
+from reranker.prepare.bm25 import BM25Index
+
+
+@pytest.fixture(scope="module")
+def passages() -> list[dict[str, Any]]:
+    return corpus.passages()
+
+
+@pytest.fixture(scope="module")
+def own(passages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [passage for passage in passages if passage["src"] == corpus.TRAIN_SOURCE]
+
+
+@pytest.fixture(scope="module")
+def index(own: list[dict[str, Any]]) -> BM25Index:
+    return BM25Index([passage["text"] for passage in own], "bigrams")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of one run, with the analyzer that needs no morphological model."""
+    output = tmp_path_factory.mktemp("demo")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "ANALYZER", "bigrams")
+        assert prepare.demo_command(_config(output)) == 0
+    return output
+
+
+def _config(output: Path, **changes: Any) -> DemoConfig:
+    return DemoConfig(**{"output": str(output), "negatives": 5, "dev_queries": 16, "dev_negatives": 4, **changes})
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def test_only_two_licences_ship_each_with_its_text_and_notice(passages: list[dict[str, Any]]) -> None:
+    rows = passages + corpus.queries()
+    assert {row["license"] for row in rows} == {"MPL-2.0", "CC-BY-SA-3.0"}
+    notice = (corpus.DOCUMENTS / "NOTICE.md").read_text("utf-8")
+    for source in {row["src"] for row in rows}:
+        count = sum(passage["src"] == source for passage in passages)
+        assert f"| {source} | {count:,} |" in notice
+        assert f"- {source}: " in notice
+    assert "Mozilla Public License Version 2.0" in (corpus.DOCUMENTS / "MPL-2.0.txt").read_text("utf-8")
+    assert "Attribution-ShareAlike 3.0 Unported" in (corpus.DOCUMENTS / "CC-BY-SA-3.0.txt").read_text("utf-8")
+
+
+def test_the_documents_are_small_and_carry_no_title_or_time(passages: list[dict[str, Any]]) -> None:
+    files = sorted(corpus.DOCUMENTS.glob("*.gz"))
+    assert len(files) == 2
+    assert sum(path.stat().st_size for path in files) <= 3_000_000
+    for path in files:
+        assert path.read_bytes()[4:8] == bytes(4)  # gzip's modification time
+        assert gzip.decompress(path.read_bytes()).endswith(b"\n")
+    assert {tuple(sorted(row)) for row in passages} == {("doc", "id", "license", "src", "text", "text_en")}
+
+
+def test_every_query_points_at_passages_that_ship(passages: list[dict[str, Any]]) -> None:
+    by_id = {passage["id"]: passage for passage in passages}
+    assert len(by_id) == len(passages) > 4_000
+    queries = corpus.queries()
+    assert len({query["qid"] for query in queries}) == len(queries) > 2_500
+    for query in queries:
+        assert by_id[query["pos"]]["src"] == query["src"]
+        assert all(also in by_id for also in query["also"])
+
+
+def test_training_dev_and_held_out_queries_share_no_document(passages: list[dict[str, Any]]) -> None:
+    document = {passage["id"]: passage["doc"] for passage in passages}
+    parts = (corpus.training_queries(), corpus.dev_queries(), corpus.held_out_queries())
+    training, dev, held_out = ({document[query["pos"]] for query in part} for part in parts)
+    assert min(len(training), len(dev), len(held_out)) > 50
+    assert not training & dev
+    assert not (training | dev) & held_out
+    assert sum(map(len, parts)) == len(corpus.queries())
+
+
+def test_groups_hold_no_held_out_text_and_no_positive_as_a_negative(made: Path) -> None:
+    passages = corpus.passages()
+    own_texts = {row["text"] for row in passages if row["src"] == corpus.TRAIN_SOURCE}
+    by_id = {row["id"]: row for row in passages}
+    queries = {query["qid"]: query for query in corpus.queries()}
+    training, dev = (list(read_groups(made / "data" / f"{name}.jsonl")) for name in ("train", "dev"))
+    assert [group.id for group in training] == [query["qid"] for query in corpus.training_queries()]
+    assert len(dev) == 16
+    for group in training + dev:
+        assert group.id is not None
+        query = queries[group.id]
+        assert group.query == query["query"]
+        assert group.pos[0] == by_id[query["pos"]]["text"]
+        right = {by_id[name]["text"] for name in [query["pos"], *query["also"]]}
+        assert set(group.pos) == right & own_texts
+        assert len(set(group.neg)) == len(group.neg) == (5 if query["split"] == "train" else 4)
+        assert set(group.neg) <= own_texts - right
+
+
+def test_negatives_are_the_best_that_bm25_finds(own: list[dict[str, Any]], index: BM25Index) -> None:
+    queries = [query for query in corpus.training_queries() if query["also"]][:20]
+    for query, group in zip(queries, prepare.groups(queries, own, index, 8), strict=True):
+        ranking = [own[found] for found, _ in index.search([query["query"]], 100)[0]]
+        right = {query["pos"], *query["also"]}
+        assert list(group.neg) == [passage["text"] for passage in ranking if passage["id"] not in right][:8]
+
+
+def test_a_copy_of_the_right_passage_is_no_negative() -> None:
+    texts = ["암호 바꾸기", "암호 바꾸기", "암호 설정", "글꼴"]
+    passages = [{"id": str(number), "text": text} for number, text in enumerate(texts)]
+    query = {"qid": "q", "query": "암호 바꾸기", "pos": "0", "also": ["9"]}
+    (group,) = prepare.groups([query], passages, BM25Index(texts, "words"), 2)
+    assert group.pos == ("암호 바꾸기",)
+    assert group.neg == ("암호 설정", "글꼴")
+
+
+def test_the_dev_sample_does_not_depend_on_the_order() -> None:
+    dev = corpus.dev_queries()
+    chosen = prepare.sample(dev, 10)
+    assert chosen == prepare.sample(dev[::-1], 10)
+    assert chosen == prepare.sample(dev, 20)[:10]
+
+
+def test_the_held_out_files_are_what_evaluation_reads(made: Path) -> None:
+    rows, queries = _lines(made / "data" / "corpus.jsonl"), _lines(made / "data" / "queries.jsonl")
+    document = {row["id"]: row["doc"] for row in rows}
+    assert len(rows) == len(corpus.passages())
+    assert len(queries) == len(corpus.held_out_queries())
+    assert all(query["doc"] == document[query["pos"]] for query in queries)
+    assert not any(query["doc"].startswith(corpus.TRAIN_SOURCE) for query in queries)
+
+
+def test_what_is_whole_is_kept_and_what_is_damaged_is_made_again(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(prepare, "ANALYZER", "bigrams")
+    training, weights = made / "data" / "train.jsonl", made / "base" / "model.safetensors"
+    before, time_before = training.read_bytes(), weights.stat().st_mtime_ns
+    prepare.demo_command(_config(made))
+    assert capsys.readouterr().out.count("already made") == 2
+
+    training.write_bytes(before[:-100])
+    prepare.demo_command(_config(made))
+    assert capsys.readouterr().out.count("already made") == 1
+    assert training.read_bytes() == before
+    assert weights.stat().st_mtime_ns == time_before
+
+    prepare.demo_command(_config(made, negatives=6))
+    assert len(next(iter(read_groups(training))).neg) == 6
+    prepare.demo_command(_config(made, force=True))
+    assert training.read_bytes() == before
+    assert weights.stat().st_mtime_ns != time_before
+
+
+@pytest.mark.parametrize("name", ["", "data", "data/train.jsonl", "base", "base/config.json"])
+def test_others_files_are_not_replaced(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare, "ANALYZER", "bigrams")
+    path = tmp_path / "output" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("mine")
+    with pytest.raises(UserError, match=str(path)):
+        prepare.demo_command(_config(tmp_path / "output"))
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize("change", [{"negatives": 0}, {"dev_queries": 1_000}])
+def test_impossible_settings_are_refused_by_their_key(change: dict[str, int], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=next(iter(change))):
+        prepare.demo_command(_config(tmp_path, **change))
+    assert not any(tmp_path.iterdir())

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from reranker.data.tokenize import Contract, PairTokenizer
+from reranker.errors import UserError
+from reranker.evaluate.dev import DevEvaluator
+from reranker.model.cross_encoder import load_model, load_tokenizer, score_pairs
+from tests.tiny import tiny_model
+
+GROUPS = [
+    {"query": f"질문 {number}", "pos": [f"옳은 글 {number}" * (1 + number % 3)],
+     "neg": [f"다른 글 {number} {other}" * (1 + other) for other in range(1 + number % 4)]}
+    for number in range(7)
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def evaluator(directory: Path, tmp_path: Path) -> Callable[..., DevEvaluator]:
+    path = tmp_path / "dev.jsonl"
+    path.write_text("".join(json.dumps(group) + "\n" for group in GROUPS))
+    tokenizer = PairTokenizer(load_tokenizer(str(directory)), Contract(64))
+    return lambda batch_tokens=128: DevEvaluator(path, tokenizer, batch_tokens)
+
+
+def _alone(values: list[Any]) -> list[list[Any]]:
+    return [values]
+
+
+class _Ranks:
+    """Threads that exchange lists as ranks do; a rank that gathers once too often is found out by the timeout."""
+
+    def __init__(self, world: int) -> None:
+        self.world, self.slots, self.barrier = world, [[] for _ in range(world)], threading.Barrier(world, timeout=30)
+
+    def gather(self, rank: int) -> Callable[[list[Any]], list[list[Any]]]:
+        def gather(values: list[Any]) -> list[list[Any]]:
+            self.slots[rank] = values
+            self.barrier.wait()
+            copied = [list(slot) for slot in self.slots]
+            self.barrier.wait()
+            return copied
+
+        return gather
+
+    def run(self, job: Callable[[int], Any]) -> list[Any]:
+        results: list[Any] = [None] * self.world
+
+        def one(rank: int) -> None:
+            try:
+                results[rank] = job(rank)
+            except UserError as error:
+                results[rank] = error
+
+        threads = [threading.Thread(target=one, args=(rank,)) for rank in range(self.world)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return results
+
+
+def test_every_world_size_and_batch_size_gives_the_same_metrics(
+    directory: Path, evaluator: Callable[..., DevEvaluator]
+) -> None:
+    model = load_model(str(directory))[0].eval()
+
+    def score(*tensors: torch.Tensor) -> torch.Tensor:
+        return score_pairs(model, *tensors)
+
+    cpu = torch.device("cpu")
+    expected = evaluator(4096).evaluate(score, 0, 1, _alone, cpu)
+    assert set(expected) == {"mrr", "ndcg@10", "has_right_in_contexts"}
+    assert 0 < expected["mrr"] < 1
+    for world, batch_tokens in ((2, 128), (3, 40), (9, 4096)):
+        ranks, evaluators = _Ranks(world), [evaluator(batch_tokens) for _ in range(world)]
+        found = ranks.run(lambda rank: evaluators[rank].evaluate(score, rank, world, ranks.gather(rank), cpu))  # noqa: B023
+        assert found == [expected] * world
+
+
+@pytest.mark.parametrize("world", [2, 3, 9])
+def test_every_rank_calls_the_forward_equally_often(world: int, evaluator: Callable[..., DevEvaluator]) -> None:
+    ranks, evaluators, calls = _Ranks(world), [evaluator(64) for _ in range(world)], [0] * world
+
+    def job(rank: int) -> dict[str, float]:
+        def score(ids_NL: torch.Tensor, types_NL: torch.Tensor, mask_NL: torch.Tensor) -> torch.Tensor:
+            calls[rank] += 1
+            return mask_NL.sum(dim=1).float()
+
+        return evaluators[rank].evaluate(score, rank, world, ranks.gather(rank), torch.device("cpu"))
+
+    ranks.run(job)
+    assert min(calls) == max(calls) > 0
+
+
+def test_a_model_that_scores_everything_alike_gets_the_worst_rank(evaluator: Callable[..., DevEvaluator]) -> None:
+    found = evaluator().evaluate(
+        lambda ids_NL, types_NL, mask_NL: torch.zeros(len(ids_NL)), 0, 1, _alone, torch.device("cpu")
+    )
+    assert found["mrr"] == pytest.approx(sum(1 / (1 + len(group["neg"])) for group in GROUPS) / len(GROUPS))
+
+
+def test_a_score_that_is_not_finite_is_told_on_every_rank(evaluator: Callable[..., DevEvaluator]) -> None:
+    ranks, evaluators = _Ranks(2), [evaluator(), evaluator()]
+
+    def job(rank: int) -> dict[str, float]:
+        value = float("nan") if rank == 0 else 1.0
+        return evaluators[rank].evaluate(
+            lambda ids_NL, types_NL, mask_NL: torch.full((len(ids_NL),), value), rank, 2, ranks.gather(rank),
+            torch.device("cpu"),
+        )  # fmt: skip
+
+    found = ranks.run(job)
+    assert [type(error) for error in found] == [UserError, UserError]
+    assert "scores that are not finite for 4 queries, the first being number 1" in str(found[1])
+
+
+def test_the_file_is_read_once_and_checked(evaluator: Callable[..., DevEvaluator], tmp_path: Path) -> None:
+    assert evaluator().queries == len(GROUPS)
+    (tmp_path / "dev.jsonl").write_text('{"query": "q", "pos": "text", "neg": ["n"]}\n')
+    with pytest.raises(UserError, match=r'dev.jsonl:1: found "pos" a string'):
+        evaluator()

@@ -1,0 +1,289 @@
+"""An exported directory scores alike in every library that users load rerankers with, and says what it is."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from reranker.config import DataConfig, Precision, TrainConfig
+from reranker.data.collate import pad_pairs
+from reranker.data.tokenize import Contract, PairTokenizer
+from reranker.errors import UserError
+from reranker.export.huggingface import export_run, export_weights
+from reranker.export.model_card import CardFacts, model_card
+from reranker.model.cross_encoder import score_pairs
+from reranker.train import checkpoint
+from reranker.train.fragments import MASTER, Fragment
+from tests.tiny import tiny_model
+
+SHORT = [
+    ("파이썬에서 리스트를 정렬하는 방법은?", "list.sort()는 리스트를 제자리에서 정렬한다."),
+    ("파이썬에서 리스트를 정렬하는 방법은?", "튜플은 바꿀 수 없다."),
+    ("What is a tuple?", "A tuple is an immutable sequence."),
+]
+LONG_PASSAGE = [("정렬하는 방법은?", "리스트를 정렬하는 방법은 여러 가지가 있다. " * 12)]
+LONG_QUERY = [("리스트를 정렬하는 방법은 무엇인가? " * 12, "sort() 함수가 있다. " * 12)]
+CONTRACT = Contract(max_length=96)
+ONLY_SECOND = Contract(max_length=96, truncation="only_second")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base directory as a run keeps it: config and tokenizer. The decoder is XLM-R's: FlagEmbedding decodes
+    and encodes a text again, which a tokenizer without one does not survive."""
+    from tokenizers import decoders
+
+    directory = tiny_model(tmp_path_factory.mktemp("base"), seed=1)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer.backend_tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
+    tokenizer.save_pretrained(directory)
+    (directory / "model.safetensors").unlink()
+    return directory
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """Trained weights: not those that the base directory's seed would draw."""
+    directory = tiny_model(tmp_path_factory.mktemp("trained"), seed=2)
+    return dict(AutoModelForSequenceClassification.from_pretrained(directory).state_dict())
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory, base: Path, weights: dict[str, torch.Tensor]) -> Path:
+    output = tmp_path_factory.mktemp("exports") / "model"
+    export_weights(weights, base, output, CONTRACT, "# card\n")
+    return output
+
+
+@pytest.fixture(scope="module")
+def only_second(tmp_path_factory: pytest.TempPathFactory, base: Path, weights: dict[str, torch.Tensor]) -> Path:
+    output = tmp_path_factory.mktemp("exports") / "only_second"
+    export_weights(weights, base, output, ONLY_SECOND, "# card\n")
+    return output
+
+
+def our_scores(directory: Path, pairs: list[tuple[str, str]]) -> torch.Tensor:
+    """Our own forward, the contract read from the exported config alone."""
+    config = AutoConfig.from_pretrained(directory)
+    encoder = PairTokenizer(AutoTokenizer.from_pretrained(directory), Contract.of_model(config))
+    model = AutoModelForSequenceClassification.from_pretrained(directory).eval()
+    encoded = [encoder.encode(query, [passage])[0] for query, passage in pairs]
+    with torch.no_grad():
+        return score_pairs(model, *pad_pairs(encoded, encoder.pad_id)).float()
+
+
+def plain_scores(directory: Path, pairs: list[tuple[str, str]]) -> torch.Tensor:
+    """transformers and nothing else: the tokenizer's own model_max_length is the limit."""
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    model = AutoModelForSequenceClassification.from_pretrained(directory).eval()
+    queries, passages = ([pair[place] for pair in pairs] for place in (0, 1))
+    with torch.no_grad():
+        return model(**tokenizer(queries, passages, padding=True, truncation=True, return_tensors="pt")).logits[:, 0]
+
+
+def flag_scores(directory: Path, pairs: list[tuple[str, str]], max_length: int) -> torch.Tensor:
+    flag = pytest.importorskip("FlagEmbedding")
+    reranker = flag.FlagReranker(str(directory), use_fp16=False, devices="cpu", max_length=max_length)
+    return torch.tensor(reranker.compute_score(pairs))
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_transformers_scores_as_we_do_also_where_pairs_are_cut(exported: Path) -> None:
+    pairs = SHORT + LONG_PASSAGE + LONG_QUERY
+    close(plain_scores(exported, pairs), our_scores(exported, pairs))
+    assert our_scores(exported, pairs).std() > 1e-3, "a model that scores everything alike proves nothing"
+
+
+def test_cross_encoder_answers_with_raw_scores_without_any_setting(exported: Path) -> None:
+    library = pytest.importorskip("sentence_transformers")
+    pairs = SHORT + LONG_PASSAGE + LONG_QUERY
+    found = library.CrossEncoder(str(exported), device="cpu").predict(pairs, convert_to_tensor=True)
+    close(found, our_scores(exported, pairs))
+
+
+def test_flag_reranker_scores_as_we_do_where_nothing_is_cut(exported: Path) -> None:
+    close(flag_scores(exported, SHORT, CONTRACT.max_length), our_scores(exported, SHORT))
+
+
+def test_flag_reranker_cuts_as_only_second_does(only_second: Path, exported: Path) -> None:
+    """FlagReranker keeps three quarters of max_length of the query, then cuts the passage: so does `only_second`.
+
+    Settings: the same max_length; no query_max_length on either side. The other contract cuts otherwise.
+    """
+    pairs = LONG_PASSAGE + LONG_QUERY
+    found = flag_scores(only_second, pairs, ONLY_SECOND.max_length)
+    close(found, our_scores(only_second, pairs))
+    assert (our_scores(exported, LONG_QUERY) - found[1:]).abs() > 1e-4
+
+
+def test_the_config_carries_contract_and_the_dropout_of_the_base(only_second: Path, base: Path) -> None:
+    config = json.loads((only_second / "config.json").read_text("utf-8"))
+    assert config["architectures"] == ["XLMRobertaForSequenceClassification"]
+    assert config["id2label"] == {"0": "LABEL_0"}
+    assert config["reranker"] == {"max_length": 96, "query_max_length": None, "truncation": "only_second"}
+    assert config["dtype"] == "float32"
+    assert config["hidden_dropout_prob"] == AutoConfig.from_pretrained(base).hidden_dropout_prob > 0
+    tokenizer = json.loads((only_second / "tokenizer_config.json").read_text("utf-8"))
+    assert tokenizer["model_max_length"] == 96
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast", "transformers 4 knows no TokenizersBackend"
+    assert len({path.stat().st_mode for path in only_second.iterdir()}) == 1, "whoever reads one file reads them all"
+    assert not {"is_local", "local_files_only", "name_or_path"} & set(tokenizer)
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [(Precision.fp16, torch.float16), (Precision.bf16, torch.bfloat16)])
+def test_weights_are_stored_in_the_asked_type(
+    dtype: Precision, expected: torch.dtype, tmp_path: Path, base: Path, weights: dict[str, torch.Tensor]
+) -> None:
+    export_weights(weights, base, tmp_path / "model", CONTRACT, "", dtype)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
+    assert model.dtype == expected
+    torch.testing.assert_close(model.float().state_dict()["classifier.out_proj.weight"],
+                               weights["classifier.out_proj.weight"].to(expected).float(), rtol=0, atol=0)  # fmt: skip
+
+
+def test_weights_that_do_not_fit_are_refused_and_nothing_is_written(
+    tmp_path: Path, base: Path, weights: dict[str, torch.Tensor]
+) -> None:
+    head = "classifier.out_proj.weight"
+    without = {name: tensor for name, tensor in weights.items() if name != head}
+    with pytest.raises(UserError, match=f"no {head}"):
+        export_weights(without, base, tmp_path / "model", CONTRACT, "")
+    with pytest.raises(UserError, match="an unknown lora"):
+        export_weights({**weights, "lora": torch.zeros(1)}, base, tmp_path / "model", CONTRACT, "")
+    with pytest.raises(UserError, match=r"of shape \(2, 32\) instead of \(1, 32\)"):
+        export_weights({**weights, head: torch.zeros(2, 32)}, base, tmp_path / "model", CONTRACT, "")
+    with pytest.raises(UserError, match="dtype=bf16"):
+        export_weights({**weights, head: weights[head] + 1e6}, base, tmp_path / "model", CONTRACT, "", Precision.fp16)
+    with pytest.raises(UserError, match="not finite"):
+        export_weights({**weights, head: weights[head] / 0}, base, tmp_path / "model", CONTRACT, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_earlier_export_is_replaced_and_a_run_directory_never_is(
+    tmp_path: Path, base: Path, weights: dict[str, torch.Tensor]
+) -> None:
+    output = tmp_path / "model"
+    export_weights(weights, base, output, CONTRACT, "first\n")
+    export_weights(weights, base, output, CONTRACT, "second\n")
+    assert (output / "README.md").read_text() == "second\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text('{"run_dir": "run"}')
+    with pytest.raises(UserError, match="holds something else"):
+        export_weights(weights, base, run, CONTRACT, "")
+    assert (run / "config.json").is_file()
+
+
+def test_a_run_is_exported_with_what_it_knows_of_itself(
+    tmp_path: Path, base: Path, weights: dict[str, torch.Tensor], exported: Path
+) -> None:
+    run = make_run(tmp_path / "run", base, weights)
+    output = export_run(run)
+    assert output == run / "model"
+    close(plain_scores(output, SHORT), plain_scores(exported, SHORT))
+    card = (output / "README.md").read_text("utf-8")
+    assert "| learning rate | 5e-06 |" in card
+    assert "| dev MRR | 0.8125 |" in card
+    assert "| steps of this checkpoint | 120 |" in card
+    assert "| precision | bf16 |" in card, "what the run used, not the `auto` that was asked for"
+    assert "not evaluated" in card
+    last = export_run(run, "last", tmp_path / "last")
+    assert (plain_scores(last, SHORT) - plain_scores(output, SHORT)).abs().max() > 1e-3
+    (run / "report").mkdir()
+    row = {"system": "fine-tuned", "queries": 500, "mrr": {"value": 0.87, "low": 0.85, "high": 0.89}}
+    (run / "report" / "table.json").write_text(json.dumps([row]))
+    export_run(run)
+    card = (output / "README.md").read_text("utf-8")
+    assert "| fine-tuned |  | 0.870 [0.850, 0.890] |  |" in card
+    assert "500 queries" in card
+    assert "not evaluated" not in card
+    with pytest.raises(UserError, match=r"none\.json"):
+        export_run(run, report=tmp_path / "none.json")
+    with pytest.raises(UserError, match="fp32, fp16 or bf16"):
+        export_run(run, dtype=Precision.auto)
+
+
+def test_a_directory_that_is_no_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"config\.json: found no such file"):
+        export_run(tmp_path / "nothing")
+    (tmp_path / "config.json").write_text('{"model_type": "xlm-roberta"}')
+    with pytest.raises(UserError, match="no settings of a training"):
+        export_run(tmp_path)
+
+
+def test_the_front_matter_names_base_and_license_only_where_they_are_known() -> None:
+    known = CardFacts("ko", "BAAI/bge-reranker-large", True, CONTRACT, "fp32", license="mit")
+    header = yaml.safe_load(model_card(known).split("---")[1])
+    assert header["base_model"] == ["BAAI/bge-reranker-large"]
+    assert header["license"] == "mit"
+    assert header["pipeline_tag"] == "text-ranking"
+    local = yaml.safe_load(model_card(CardFacts("ko", "base", False, CONTRACT, "fp32")).split("---")[1])
+    assert "base_model" not in local
+    assert "license" not in local
+
+
+def test_the_recipe_is_not_called_its_own_without_the_difference() -> None:
+    settings = {"recipe": "ko_reranker", "batch": {"groups": 32, "per_gpu": 1}}
+    card = model_card(CardFacts("ko", "base", False, CONTRACT, "fp32", settings=settings, world=4))
+    assert "128 groups a step on 4 GPUs; here it is 32" in card
+    assert "| gradient accumulation | 8 |" in card
+
+
+def test_unknown_facts_leave_no_trace_in_the_card() -> None:
+    card = model_card(CardFacts("ko", "base", False, CONTRACT, "fp32"))
+    assert "None" not in card
+    for absent in ("learning rate", "dev ", "steps of this", "versions", "accumulation", "seed", "recipe"):
+        assert absent not in card.split("## Training")[1]
+
+
+def test_the_python_of_the_card_runs_against_the_export(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    card = model_card(CardFacts(str(exported), "base", False, CONTRACT, "fp32"))
+    pytest.importorskip("sentence_transformers")
+    pytest.importorskip("FlagEmbedding")
+    blocks = [part.split("```")[0] for part in card.split("```python")[1:]]
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    printed = [re.findall(r"-?\d+\.\d+", line)[:2] for line in capsys.readouterr().out.splitlines() if "[" in line]
+    assert len(blocks) == len(printed) == 4
+    scores = torch.tensor([[float(number) for number in line] for line in printed])
+    torch.testing.assert_close(scores, scores[:1].expand(4, 2), rtol=0, atol=1e-4)
+
+
+class OneRank:
+    """What a checkpoint asks of the ranks, for one process without a process group."""
+
+    rank, world, first = 0, 1, True
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+    def barrier(self) -> None: ...
+
+
+def make_run(run: Path, base: Path, weights: dict[str, torch.Tensor]) -> Path:
+    """A run directory as training leaves it; the best of its two checkpoints is the first."""
+    settings = asdict(TrainConfig(run_dir=str(run), name="tiny", data=DataConfig(shards=str(run / "shards"))))
+    settings["model"]["name"] = str(base)
+    run.mkdir(parents=True)
+    (run / "config.json").write_text(json.dumps(settings, default=lambda member: member.name))
+    shutil.copytree(base, run / "initial")
+    state = {"best": {"checkpoint": checkpoint.name_of(120)}, "metrics": {"eval/mrr": 0.8125}, "precision": "bf16"}
+    for step, scale in ((120, 1.0), (240, 0.5)):
+        fragments = (Fragment(name, MASTER, tuple(tensor.shape), 0, tensor.flatten() * scale)
+                     for name, tensor in weights.items())  # fmt: skip
+        checkpoint.save(run, step, fragments, state, OneRank())  # type: ignore[arg-type]
+    return run

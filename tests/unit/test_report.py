@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from reranker.config import EvaluateConfig, FirstStageConfig
+from reranker.errors import UserError
+from reranker.evaluate.report import FILES, evaluate_command
+from tests.tiny import tiny_model
+
+TOPICS = ["창문", "글꼴", "소리", "화면", "파일", "인쇄", "사진", "시계"]
+ACTIONS = ["열기", "닫기", "바꾸기", "지우기"]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("models")
+    tiny_model(directory / "tuned", seed=0)
+    tiny_model(directory / "base", seed=1)
+    return directory
+
+
+@pytest.fixture
+def inputs(tmp_path: Path, models: Path) -> Callable[..., EvaluateConfig]:
+    texts = [(f"{topic}-{action}", f"{topic} {action} 방법을 알려 드립니다") for topic in TOPICS for action in ACTIONS]
+    corpus = [{"id": name, "text": text} for name, text in texts]
+    queries = [
+        {"qid": name, "query": text.replace(" 방법을", ""), "pos": name, "doc": name.split("-")[0]}
+        for name, text in texts
+    ]
+    for name, records in (("corpus", corpus), ("queries", queries)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+    def config(**changes: Any) -> EvaluateConfig:
+        settings: dict[str, Any] = {
+            "model": str(models / "tuned"), "base": str(models / "base"), "corpus": str(tmp_path / "corpus.jsonl"),
+            "queries": str(tmp_path / "queries.jsonl"), "output": str(tmp_path / "report"), "depth": 8, "contexts": 3,
+            "first_stage": FirstStageConfig(analyzer="words"), "resamples": 200,
+        }  # fmt: skip
+        return EvaluateConfig(**settings | changes)
+
+    return config
+
+
+def test_the_table_holds_the_systems_with_their_metrics_and_intervals(
+    inputs: Callable[..., EvaluateConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate_command(inputs()) == 0
+    rows = json.loads((tmp_path / "report/table.json").read_text())
+    assert [row["system"] for row in rows] == ["without-reranker", "base", "fine-tuned", "fused"]
+    for row in rows:
+        assert row["queries"] == 32
+        for metric in ("has_right_in_contexts", "mrr", "ndcg@10"):
+            assert 0 <= row[metric]["low"] <= row[metric]["value"] <= row[metric]["high"] <= 1
+    # Every query shares all its words with the right passage alone.
+    assert rows[0]["mrr"]["value"] == 1
+    assert rows[2]["mrr"]["value"] < 1  # random weights
+
+    details = json.loads((tmp_path / "report/details.json").read_text())
+    assert [(row["system"], row["minus"]) for row in details["differences"]] == [
+        ("fine-tuned", "base"), ("fine-tuned", "without-reranker"), ("fused", "without-reranker"),
+    ]  # fmt: skip
+    difference = details["differences"][0]["mrr"]
+    assert difference["value"] == pytest.approx(rows[2]["mrr"]["value"] - rows[1]["mrr"]["value"])
+    assert difference["low"] <= difference["value"] <= difference["high"]
+    assert (details["clusters"], details["passages"], details["right_within_depth"]) == (8, 32, 1)
+
+    lines = [json.loads(line) for line in (tmp_path / "report/queries.jsonl").read_text().splitlines()]
+    assert len(lines) == 32
+    ranks = [line["ranks"]["fine-tuned"] for line in lines]
+    assert sum(1 / rank for rank in ranks) / 32 == pytest.approx(rows[2]["mrr"]["value"])
+
+    markdown = (tmp_path / "report/table.md").read_text()
+    assert f"| fine-tuned | {rows[2]['has_right_in_contexts']['value']:.3f} [" in markdown
+    assert "32 queries, 32 passages; first stage BM25 (words, k1=0.9, b=0.4), depth 8, 3 contexts" in markdown
+    assert (tmp_path / "report/table.png").read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines()[:-1])) <= 80
+    assert "has-right-in-contexts" in printed
+    assert f"{rows[1]['mrr']['value']:.3f}" in printed
+
+
+def test_unchanged_inputs_show_the_saved_table_and_changed_ones_do_not(
+    inputs: Callable[..., EvaluateConfig], models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(models / "tuned", tmp_path / "model")
+    config = inputs(model=str(tmp_path / "model"))
+
+    def again(**changes: Any) -> bool:
+        evaluate_command(inputs(model=str(tmp_path / "model"), **changes))
+        return "inputs unchanged" not in capsys.readouterr().out
+
+    evaluate_command(config)
+    first = {name: (tmp_path / "report" / name).read_bytes() for name in FILES[:-1]}
+    capsys.readouterr()
+    assert not again()
+    assert again(force=True)
+    assert {name: (tmp_path / "report" / name).read_bytes() for name in FILES[:-1]} == first
+    assert not again(batch_tokens=64)  # changes nothing but the speed
+    assert again(depth=5)
+    assert again()
+    (tmp_path / "report/table.md").unlink()
+    assert again()
+    tiny_model(tmp_path / "model", seed=5)
+    assert again()
+    assert json.loads((tmp_path / "report/table.json").read_text())[2] != json.loads(first["table.json"])[2]
+    with (tmp_path / "queries.jsonl").open("a") as stream:
+        stream.write('{"qid": "new", "query": "소리", "pos": "소리-열기"}\n')
+    assert again()
+
+
+def test_an_interrupted_evaluation_keeps_the_scores_it_had_and_leaves_no_report(
+    inputs: Callable[..., EvaluateConfig], models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(models / "tuned", broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["classifier.out_proj.bias"].fill_(float("nan"))
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="scores that are not finite"):
+        evaluate_command(inputs(model=str(broken)))
+    assert [path.name for path in (tmp_path / "report").iterdir()] == ["scores"]
+    shown = capsys.readouterr().err
+    assert "base:" in shown
+    evaluate_command(inputs())
+    shown = capsys.readouterr().err
+    assert "fine-tuned:" in shown
+    assert "base:" not in shown  # not scored a second time
+
+
+def test_without_a_base_the_table_has_no_such_row(
+    inputs: Callable[..., EvaluateConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate_command(inputs(base=None, sample=10, output=None))
+    printed = capsys.readouterr().out
+    assert "10 queries" in printed
+    assert "fine-tuned minus" in printed
+    assert "base" not in printed
+    assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"depth": 0}, "depth: found 0, expected 1 or more; change the value"),
+        ({"contexts": 9}, "contexts: found 9, expected at most depth=8; raise depth or lower it"),
+        ({"resamples": 5}, "resamples: found 5, expected 100 or more; change the value"),
+        ({"corpus": "no/such.jsonl"},
+         "corpus: found no/such.jsonl, which does not exist, expected a file; check the path"),
+        ({"model": "no/such/model"},
+         "model: found no/such/model, which does not exist, expected a Hugging Face model directory or hub name; "
+         "check the path"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_evaluated_is_refused_at_once(
+    inputs: Callable[..., EvaluateConfig], changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as caught:
+        evaluate_command(inputs(**changes))
+    assert str(caught.value) == message
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_report_does_not_overwrite_its_own_queries(inputs: Callable[..., EvaluateConfig], tmp_path: Path) -> None:
+    before = (tmp_path / "queries.jsonl").read_bytes()
+    with pytest.raises(UserError, match="which would overwrite queries="):
+        evaluate_command(inputs(output=str(tmp_path)))
+    assert (tmp_path / "queries.jsonl").read_bytes() == before
