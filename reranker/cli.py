@@ -61,7 +61,6 @@ def run_command(command: str, arguments: list[str]) -> int:
     if any(argument in ("-h", "--help") for argument in arguments):
         print(_help(command))
         return 0
-    import hydra
     import yaml
     from hydra.core.config_store import ConfigStore
     from hydra.errors import HydraException
@@ -86,6 +85,8 @@ def run_command(command: str, arguments: list[str]) -> int:
     saved_arguments, saved_report = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise what is wrong with the config, do not print it and exit
     try:
+        if sweeping and command == "train":
+            _check_sweep(arguments)
         sys.argv = [f"reranker {command}", *check_arguments(command, arguments)]
         _application(command, job)()
     except UserError as error:
@@ -141,6 +142,16 @@ def _to_settings(command: str, config: Any) -> Any:
         told = explain(command, error)
         told.agreed = True
         raise told from None
+
+
+def _check_sweep(arguments: list[str]) -> None:
+    """Every job of a sweep wants a run directory of its own: in a shared one the second resumes the first."""
+    chosen = next((argument for argument in arguments if argument.startswith("run_dir=")), "run_dir=")
+    if "${" not in chosen and "," not in chosen:
+        raise UserError(
+            "run_dir", "one directory for all jobs of a sweep", "one for each job",
+            "say run_dir='runs/lr-${optim.lr}', for example",
+        )  # fmt: skip
 
 
 def _report(error: Exception) -> int:

@@ -89,9 +89,7 @@ class PlanSource(IterableDataset):
                 yield Task(next(numbers), step.epoch, row[self._rank], done / self._groups_in_all)
 
 
-def stream(
-    data: DataSet, source: PlanSource, *, workers: int, prefetch: int, pin_memory: bool
-) -> Iterator[MicroBatch]:
+def stream(data: DataSet, source: PlanSource, *, workers: int, prefetch: int, pin_memory: bool) -> Iterator[MicroBatch]:
     """The micro-batches of this rank in the order of the plan. Raises UserError for bad data."""
     pipeline = webdataset.DataPipeline(
         source,

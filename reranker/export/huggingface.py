@@ -102,6 +102,8 @@ def export_weights(
         # How the base was loaded here says nothing about the exported model.
         tokenizer.init_kwargs.pop(key, None)
     with atomic_directory(output) as staging:
+        # save_pretrained imports deepspeed, which searches for an accelerator and writes of it to standard output.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
         with _quiet():
             model.save_pretrained(staging)
             tokenizer.save_pretrained(staging)

@@ -122,8 +122,10 @@ def _told_as_ours(name: str, key: str) -> Iterator[None]:
         if isinstance(error, UserError):
             raise
         reason = " ".join(str(error).split()).split(". ")[0]
-        raise UserError(key, f"{name}, which cannot be loaded ({reason[:160]})",
-                        "a Hugging Face encoder directory or hub name", "check the name and the network") from error  # fmt: skip
+        found = f"{name}, which cannot be loaded ({reason[:160]})"
+        raise UserError(
+            key, found, "a Hugging Face encoder directory or hub name", "check the name and the network"
+        ) from error
     finally:
         hub_logging.set_verbosity(verbosity)
         if bars:

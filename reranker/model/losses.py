@@ -6,9 +6,7 @@ import torch
 from torch.nn import functional
 
 
-def listwise_cross_entropy(
-    scores_GP: torch.Tensor, present_GP: torch.Tensor, weight_G: torch.Tensor
-) -> torch.Tensor:
+def listwise_cross_entropy(scores_GP: torch.Tensor, present_GP: torch.Tensor, weight_G: torch.Tensor) -> torch.Tensor:
     """Sum over groups of -log softmax(scores)[positive], in float32 (float64 stays).
 
     The positive is each group's first passage, as in FlagEmbedding's encoder-only reranker (its mean over

@@ -67,7 +67,7 @@ def prune(run_dir: Path, keep_last: int, keep: str | None) -> None:
 
 def newest(run_dir: Path) -> tuple[Path | None, list[str]]:
     """(the newest complete checkpoint or None, a line for each that was passed over)."""
-    passed = []
+    passed: list[str] = []
     for path in _candidates(run_dir):
         reason = damage(path)
         if reason is None:

@@ -9,13 +9,9 @@ where it matters here.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
-
-# Read by deepspeed at import: without it every rank prints its own INFO lines.
-os.environ.setdefault("DS_ACCELERATOR", "cuda" if os.path.exists("/dev/nvidiactl") else "cpu")
 
 import deepspeed
 import deepspeed.ops
@@ -78,7 +74,7 @@ class Engine:
             get_accelerator().is_fp16_supported = lambda: True
         parameters = sum(parameter.numel() for parameter in model.parameters())
         optimizer = torch.optim.AdamW(
-            parameter_groups(model, optim.weight_decay), lr=0.0, betas=tuple(optim.betas), eps=optim.eps,
+            parameter_groups(model, optim.weight_decay), lr=0.0, betas=(optim.betas[0], optim.betas[1]), eps=optim.eps,
             fused=device.type == "cuda",
         )  # fmt: skip
         bucket = reduce_bucket_size or max(1_000_000, min(_LARGEST_BUCKET, parameters // 4))

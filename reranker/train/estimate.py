@@ -54,9 +54,7 @@ def count_parameters(config: Any) -> tuple[int, int]:
     return sum(parameter.numel() for parameter in model.parameters()), embedding.weight.numel()
 
 
-def report(
-    config: TrainConfig, manifest: Manifest, precision: Precision, stage: int, ranks: Ranks, steps: int
-) -> str:
+def report(config: TrainConfig, manifest: Manifest, precision: Precision, stage: int, ranks: Ranks, steps: int) -> str:
     """The dry run's text. Every rank need not call this: there are no collectives."""
     model = load_config(config.model.name, config.model.revision)
     parameters, embedding = count_parameters(model)
@@ -71,7 +69,10 @@ def report(
         ("devices", f"{ranks.world} x {kind}"),
         ("precision", f"{precision.value}, ZeRO stage {stage}"),
         ("data", f"{manifest.groups:,} groups in {len(manifest.shards)} shards, {data.group_size} passages each"),
-        ("batch", f"{batch.groups} groups a step = {batch.per_gpu} per rank x {ranks.world} ranks x {each} micro-batches"),
+        (
+            "batch",
+            f"{batch.groups} groups a step = {batch.per_gpu} per rank x {ranks.world} ranks x {each} micro-batches",
+        ),
         ("steps", f"{steps:,}, {seen:,} groups, {seen * data.group_size:,} pairs"),
         ("parameters", f"{parameters / 1e6:.1f}M, of which {embedding / 1e6:.1f}M token embeddings"),
         ("memory per rank", ", ".join(f"{name} {size / GIB:.2f} GiB" for name, size in states.items())),

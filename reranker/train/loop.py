@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -21,8 +21,10 @@ from reranker.data.permutation import keyed
 from reranker.data.plan import Step
 from reranker.model.losses import listwise_cross_entropy
 from reranker.train.distributed import Ranks
-from reranker.train.engine import Engine, StepOutcome
 from reranker.train.schedule import learning_rate
+
+if TYPE_CHECKING:  # deepspeed takes seconds to import: the engine is made when everything else is in order
+    from reranker.train.engine import Engine, StepOutcome
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,8 @@ def train(config: TrainConfig, evaluator: Callable[..., Any], export: Callable[.
     """
     check_train(config)
     ranks = join(config.train.device, config.train.timeout)
+    # Read by deepspeed at import, which transformers may do first: it would search for itself, and say so.
+    os.environ.setdefault("DS_ACCELERATOR", ranks.device.type)
     try:
         job, told = ranks.together(lambda: prepare(config, ranks, evaluator))
         if ranks.first:
@@ -211,7 +213,9 @@ def train_job(job: Job, ranks: Ranks) -> None:
     skipped = loop.Skipped(int(saved.get("step", 0)) - int(saved.get("updates", 0)))
     plan = make_plan(job, cursor, done)
     try:
-        loop.run(engine, plan, batches(job, cursor, ranks), ranks, skipped=skipped, log=log, evaluate=evaluate, save=save)
+        loop.run(
+            engine, plan, batches(job, cursor, ranks), ranks, skipped=skipped, log=log, evaluate=evaluate, save=save
+        )
     finally:
         progress.close()
         tracker.close()
@@ -254,9 +258,7 @@ def batches(job: Job, cursor: Cursor, ranks: Ranks) -> Any:
     groups = DataSet(directory, job.manifest, job.tokenizer, choice, settings.seed, data.shuffle_block)
     in_all = min(settings.epochs * job.manifest.groups, job.steps * job.config.batch.groups)
     source = PlanSource(lambda: list_steps(job, cursor), ranks.rank, in_all)
-    return stream(
-        groups, source, workers=data.workers, prefetch=data.prefetch, pin_memory=ranks.device.type == "cuda"
-    )
+    return stream(groups, source, workers=data.workers, prefetch=data.prefetch, pin_memory=ranks.device.type == "cuda")
 
 
 def resume(job: Job, engine: Any, ranks: Ranks) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def run_id(run_dir: Path, name: str) -> str:
     return hashlib.sha256(f"{run_dir.resolve()}\n{name}".encode()).hexdigest()[:16]
 
 
-def wandb_mode(mode: TrackingMode) -> str:
+def wandb_mode(mode: TrackingMode) -> Any:
     """online, offline or disabled; WANDB_MODE decides for auto, then the presence of a key."""
     if mode is not TrackingMode.auto:
         return mode.value

@@ -14,7 +14,28 @@ from reranker.groups import Group, write_groups
 from reranker.prepare.pack import pack
 from tests.tiny import tiny_model
 
-WORDS = "문서 글꼴 표 그림 단락 셀 수식 파일 인쇄 저장 열기 메뉴 도구 창 화면 설정 사용자 페이지 서식 목록".split()
+WORDS = [
+    "문서",
+    "글꼴",
+    "표",
+    "그림",
+    "단락",
+    "셀",
+    "수식",
+    "파일",
+    "인쇄",
+    "저장",
+    "열기",
+    "메뉴",
+    "도구",
+    "창",
+    "화면",
+    "설정",
+    "사용자",
+    "페이지",
+    "서식",
+    "목록",
+]
 
 
 @dataclass(frozen=True)
@@ -55,14 +76,17 @@ def make_groups(count: int, negatives: int, seed: int = 0) -> list[Group]:
     return groups
 
 
-@pytest.fixture(scope="session")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+def make_inputs(root: Path) -> Inputs:
     """90 groups of two negatives in three shards: with 32 groups a step the last step of an epoch is short."""
-    root = tmp_path_factory.mktemp("inputs")
     groups = make_groups(90, 2)
     pack(groups, root / "shards", {"name": "groups.jsonl"}, groups_per_shard=40)
     write_groups(root / "dev.jsonl", make_groups(9, 4, seed=1))
     return Inputs(tiny_model(root / "model"), root / "shards", root / "dev.jsonl", groups)
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    return make_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 def records(run_dir: Path) -> list[dict[str, Any]]:

@@ -37,8 +37,13 @@ def run_ranks(world: int, command: Sequence[str], timeout: float = 300) -> list[
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         ranks.append(
             subprocess.Popen(
-                [sys.executable, *command], env=environment(**{key: str(value) for key, value in place.items()}),
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=ROOT,
+                [sys.executable, *command],
+                env=environment(**{key: str(value) for key, value in place.items()}),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+                cwd=ROOT,
             )  # fmt: skip
         )
     try:

@@ -1,0 +1,81 @@
+"""The README's first command, as a user runs it: everything from documents to the exported model."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from reranker import Reranker
+
+ROOT = Path(__file__).resolve().parents[2]
+RUN = ROOT / "runs" / "demo"
+
+
+def demo() -> str:
+    """Run launch/demo.sh and return what it printed."""
+    place = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    finished = subprocess.run(
+        ["bash", str(ROOT / "launch" / "demo.sh")],
+        cwd="/", env=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=3000, check=False,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stdout[-5000:]
+    return finished.stdout
+
+
+@pytest.fixture(scope="module")
+def printed() -> str:
+    return demo()
+
+
+def rows() -> dict[str, dict]:
+    return {row["system"]: row for row in json.loads((RUN / "report" / "table.json").read_text("utf-8"))}
+
+
+@pytest.mark.timeout(3100)
+def test_the_fine_tuned_model_ranks_far_above_its_untrained_start(printed: str) -> None:
+    table = rows()
+    assert list(table) == ["without-reranker", "base", "fine-tuned", "fused"]
+    for metric in ("has_right_in_contexts", "mrr", "ndcg@10"):
+        assert table["fine-tuned"][metric]["low"] > table["base"][metric]["high"], metric
+        for row in table.values():
+            assert row[metric]["low"] <= row[metric]["value"] <= row[metric]["high"]
+            assert row["queries"] == 200
+
+
+@pytest.mark.timeout(3100)
+def test_fused_with_the_first_stage_it_ranks_no_worse_than_the_first_stage(printed: str) -> None:
+    table = rows()
+    assert table["fused"]["mrr"]["value"] >= table["without-reranker"]["mrr"]["value"]
+
+
+def test_the_run_directory_holds_what_the_readme_says(printed: str) -> None:
+    for name in ("shards/manifest.json", "metrics.jsonl", "model/model.safetensors", "report/table.md"):
+        assert (RUN / name).stat().st_size > 0
+    assert (RUN / "report" / "table.png").read_bytes().startswith(b"\x89PNG")
+    steps = [json.loads(line)["step"] for line in (RUN / "metrics.jsonl").read_text().splitlines()]
+    assert sorted(steps) == steps
+    assert steps[-1] == 50
+    card = (RUN / "model" / "README.md").read_text("utf-8")
+    for row in rows().values():
+        if row["system"] != "fused":
+            assert f"{row['mrr']['value']:.4f}"[:4] in card
+
+
+def test_the_exported_model_scores_a_right_passage_above_a_wrong_one(printed: str) -> None:
+    query = json.loads((RUN / "data" / "train.jsonl").read_text("utf-8").splitlines()[0])
+    scores = Reranker(str(RUN / "model")).score(query["query"], [query["pos"][0], "달력을 출력한다."])
+    assert scores[0] > scores[1]
+
+
+@pytest.mark.timeout(600)
+def test_a_second_run_trains_and_scores_nothing_again(printed: str) -> None:
+    before = {path: path.stat().st_mtime_ns for path in RUN.glob("checkpoints/*/*")}
+    table = (RUN / "report" / "table.json").read_bytes()
+    again = demo()
+    assert "trained before" in again
+    assert {path: path.stat().st_mtime_ns for path in RUN.glob("checkpoints/*/*")} == before
+    assert (RUN / "report" / "table.json").read_bytes() == table

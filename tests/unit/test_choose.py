@@ -1,0 +1,170 @@
+"""Which passages a group shows in an epoch: nothing decides but the seed, the epoch and the group."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reranker.data.choose import Choice, choose
+from reranker.errors import UserError
+from reranker.groups import Group
+
+
+def make(count: int, positives: int = 1, negatives: int = 5) -> list[Group]:
+    return [
+        Group(f"q{n}", tuple(f"g{n} p{i}" for i in range(positives)), tuple(f"g{n} n{i}" for i in range(negatives)))
+        for n in range(count)
+    ]
+
+
+def show(groups: list[Group], number: int, epoch: int = 0, progress: float = 0.5, seed: int = 42, **choice: Any) -> list[str]:
+    settings_ = Choice(**{"group_size": 3, **choice})
+    return choose(
+        groups[number], number, seed=seed, epoch=epoch, progress=progress, choice=settings_, total=len(groups),
+        fetch=groups.__getitem__,
+    )  # fmt: skip
+
+
+def test_the_choice_does_not_depend_on_what_was_chosen_before() -> None:
+    groups = make(20, positives=3)
+    calls = [(number, epoch) for number in range(20) for epoch in range(6)]
+    first = {call: show(groups, *call, random=0.5) for call in calls}
+    random.Random(0).shuffle(calls)
+    assert {call: show(groups, *call, random=0.5) for call in calls} == first
+
+
+def test_the_choice_never_changes() -> None:
+    groups = make(4, positives=2)
+    assert show(groups, 1, epoch=0) == GOLDEN[0]
+    assert show(groups, 1, epoch=1) == GOLDEN[1]
+    assert show(groups, 1, epoch=1, random=0.5) == GOLDEN[2]
+    assert show(groups, 1, epoch=1, progress=0.0, warmup=0.1) == GOLDEN[3]
+
+
+GOLDEN: list[list[str]] = []
+
+
+@pytest.mark.parametrize("changed", [{"seed": 43}, {"epoch": 1}, {"number": 1}], ids=str)
+def test_seed_epoch_and_group_each_change_the_choice(changed: dict[str, int]) -> None:
+    # Groups of equal passages: only the keys can make a difference.
+    groups = [Group("q", ("p",), tuple(f"n{i}" for i in range(50)))] * 2
+    call = {"number": 0, "epoch": 0, "seed": 42}
+    assert show(groups, **call, group_size=9) != show(groups, **{**call, **changed}, group_size=9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(size=st.integers(2, 9), negatives=st.integers(1, 12), number=st.integers(0, 2), seed=st.integers(0, 2**32))
+def test_all_negatives_are_shown_before_one_repeats(size: int, negatives: int, number: int, seed: int) -> None:
+    groups = make(3, negatives=negatives)
+    places = size - 1
+    if places >= negatives:
+        assert show(groups, number, seed=seed, group_size=size, short_groups="shrink")[1:] == list(groups[number].neg)
+        return
+    hands = -(-negatives // places)
+    for cycle in range(3):
+        dealt = [n for e in range(hands) for n in show(groups, number, cycle * hands + e, seed=seed, group_size=size)[1:]]
+        assert set(dealt[:negatives]) == set(groups[number].neg)
+        assert len(dealt) == hands * places
+
+
+def test_no_negative_stands_twice_in_one_hand() -> None:
+    groups = make(3, negatives=5)
+    for epoch in range(30):
+        shown = show(groups, 0, epoch, group_size=4)
+        assert len(set(shown)) == 4
+
+
+def test_each_cycle_deals_the_negatives_in_another_order() -> None:
+    groups = make(1, negatives=12)
+    cycles = {tuple(n for e in range(6) for n in show(groups, 0, 6 * c + e)[1:]) for c in range(10)}
+    assert len(cycles) == 10
+
+
+@pytest.mark.parametrize("positives", [1, 2, 3, 7])
+def test_positives_take_turns(positives: int) -> None:
+    groups = make(2, positives=positives)
+    shown = [show(groups, 1, epoch)[0] for epoch in range(3 * positives)]
+    assert Counter(shown) == dict.fromkeys(groups[1].pos, 3)
+    assert shown[:positives] * 3 == shown
+
+
+def test_a_short_group_repeats_shrinks_or_is_an_error() -> None:
+    groups = make(3, negatives=1)
+    assert show(groups, 2, group_size=4) == ["g2 p0", "g2 n0", "g2 n0", "g2 n0"]
+    assert show(groups, 2, group_size=4, short_groups="shrink") == ["g2 p0", "g2 n0"]
+    with pytest.raises(UserError) as caught:
+        show(groups, 2, group_size=4, short_groups="error")
+    assert str(caught.value) == (
+        "group 2: found 1 negatives, expected 3, as data.group_size=4; "
+        "mine more, or say data.short_groups=repeat or shrink"
+    )
+
+
+def test_repeat_shows_all_negatives_about_equally_often() -> None:
+    shown = show(make(3, negatives=2), 0, group_size=6)
+    assert sorted(Counter(shown[1:]).values()) == [2, 3]
+
+
+def test_enough_negatives_are_no_short_group() -> None:
+    for short_groups in ("repeat", "shrink", "error"):
+        assert len(set(show(make(3, negatives=2), 0, short_groups=short_groups))) == 3
+
+
+def own(groups: list[Group], number: int, passages: list[str]) -> int:
+    return sum(passage in groups[number].neg for passage in passages)
+
+
+@pytest.mark.parametrize(("share", "drawn"), [(0.0, 0), (0.25, 1), (0.5, 2), (1.0, 4)])
+def test_a_share_of_the_negatives_comes_from_other_groups(share: float, drawn: int) -> None:
+    groups = make(50)
+    for epoch in range(20):
+        _, *negatives = show(groups, 7, epoch, group_size=5, random=share)
+        assert own(groups, 7, negatives) == 4 - drawn
+        assert len(negatives) == 4
+
+
+def test_during_the_warm_up_every_negative_is_random() -> None:
+    groups = make(50)
+    for progress in (0.0, 0.05, 0.0999):
+        assert own(groups, 7, show(groups, 7, progress=progress, warmup=0.1)[1:]) == 0
+    for progress in (0.1, 0.5, 1.0):
+        assert own(groups, 7, show(groups, 7, progress=progress, warmup=0.1)[1:]) == 2
+
+
+def test_random_negatives_reach_all_groups_and_all_their_passages() -> None:
+    groups = make(10, positives=2, negatives=2)
+    drawn = {passage for epoch in range(300) for passage in show(groups, 3, epoch, random=1.0)[1:]}
+    assert drawn == {passage for n, group in enumerate(groups) if n != 3 for passage in (*group.pos, *group.neg)}
+
+
+@settings(max_examples=60, deadline=None)
+@given(epoch=st.integers(0, 1000), size=st.integers(2, 8), share=st.sampled_from([0.25, 0.5, 0.75, 1.0]))
+def test_a_random_negative_is_no_positive_of_the_group_and_no_passage_stands_twice(
+    epoch: int, size: int, share: float
+) -> None:
+    # Mined groups share passages: what is one's positive or negative is found in others again.
+    texts = [f"t{i}" for i in range(12)]
+    groups = [Group(f"q{i}", (texts[i], texts[(i + 1) % 12]), tuple(texts[(i + k) % 12] for k in (2, 3, 4, 5, 6, 7, 8))) for i in range(12)]
+    for number in range(12):
+        positive, *negatives = show(groups, number, epoch, group_size=size, random=share)
+        assert positive in groups[number].pos
+        assert not set(negatives) & set(groups[number].pos)
+        assert len(negatives) == len(set(negatives)) == size - 1
+
+
+def test_where_no_other_passage_can_be_drawn_the_groups_own_negatives_stand_in() -> None:
+    alike = [Group("q", ("p",), ("n0", "n1"))] * 3
+    assert sorted(show(alike, 0, random=1.0)[1:]) == ["n0", "n1"]
+    assert sorted(show([alike[0]], 0, random=1.0)[1:]) == ["n0", "n1"]
+
+
+def test_hardest_keeps_to_the_first_negatives() -> None:
+    groups = make(2, negatives=10)
+    shown = {n for epoch in range(40) for n in show(groups, 0, epoch, hardest=4)[1:]}
+    assert shown == set(groups[0].neg[:4])
+    assert show(groups, 0, hardest=1) == ["g0 p0", "g0 n0", "g0 n0"]

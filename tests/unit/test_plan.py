@@ -1,0 +1,148 @@
+"""The make-up of every optimizer step: the same groups on any number of ranks, before and after a resume."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reranker.data.plan import Cursor, Step, check_cursor, plan_fixed, planned_steps, steps_per_epoch, steps_taken
+from reranker.errors import UserError
+
+START = Cursor(seed=42, epoch=0, position=0, groups=12, fingerprint="0123456789abcdef")
+WORLDS = (1, 2, 3, 4, 6, 12)
+
+
+def start(groups: int) -> Cursor:
+    return Cursor(42, 0, 0, groups, "f")
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> tuple[int, int, int]:
+    """(groups of a step, groups of a micro-batch, ranks) that divide."""
+    per_gpu, world, micro_batches = draw(st.integers(1, 4)), draw(st.integers(1, 8)), draw(st.integers(1, 4))
+    return per_gpu * world * micro_batches, per_gpu, world
+
+
+@settings(max_examples=150, deadline=None)
+@given(total=st.integers(1, 300), batch=batches(), epochs=st.integers(1, 3))
+def test_every_group_is_seen_once_per_epoch_on_any_world_size(
+    total: int, batch: tuple[int, int, int], epochs: int
+) -> None:
+    groups, per_gpu, world = batch
+    steps = list(planned_steps(start(groups), total, per_gpu, world, epochs))
+    for epoch in range(epochs):
+        # Listed as the ranks run them, with nothing sorted away.
+        seen = [p for s in steps if s.epoch == epoch for row in s.slots for slot in row for p in slot]
+        assert sorted(seen) == list(range(total))
+
+
+@settings(max_examples=150, deadline=None)
+@given(total=st.integers(1, 300), batch=batches())
+def test_a_step_owns_its_stretch_of_positions(total: int, batch: tuple[int, int, int]) -> None:
+    groups, per_gpu, world = batch
+    for number in range(steps_per_epoch(total, groups)):
+        step = plan_fixed(5, number, total, groups, per_gpu, world)
+        own = list(range(number * groups, min((number + 1) * groups, total)))
+        assert step.positions == own
+        assert (step.epoch, step.step, step.groups, step.groups_in_epoch) == (5, number, len(own), total)
+
+
+@settings(max_examples=150, deadline=None)
+@given(total=st.integers(1, 300), batch=batches())
+def test_all_ranks_run_as_many_micro_batches_of_the_set_size(total: int, batch: tuple[int, int, int]) -> None:
+    groups, per_gpu, world = batch
+    for step in planned_steps(start(groups), total, per_gpu, world, 1):
+        assert all(len(row) == world for row in step.slots)
+        assert all(len(slot) <= per_gpu for row in step.slots for slot in row)
+        # None more than it takes: every micro-batch has at least one group on some rank.
+        assert all(any(row) for row in step.slots)
+        if step.groups == groups:
+            assert len(step.slots) == groups // (per_gpu * world)
+
+
+@settings(max_examples=150, deadline=None)
+@given(total=st.integers(1, 300), batch=batches())
+def test_only_the_short_last_step_has_ghosts(total: int, batch: tuple[int, int, int]) -> None:
+    groups, per_gpu, world = batch
+    *full, last = planned_steps(start(groups), total, per_gpu, world, 1)
+    full += [last] if total % groups == 0 else []
+    assert all(len(slot) == per_gpu for step in full for row in step.slots for slot in row)
+
+
+def test_the_short_last_step_fills_ranks_in_order_and_ends_with_ghosts() -> None:
+    step = plan_fixed(0, 1, total=17, groups=12, per_gpu=1, world=4)
+    assert step == Step(0, 1, 5, 17, (((12,), (13,), (14,), (15,)), ((16,), (), (), ())))
+    assert plan_fixed(0, 0, total=3, groups=12, per_gpu=2, world=2).slots == (((0, 1), (2,)),)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("total", [1, 11, 12, 13, 100])
+def test_the_make_up_of_a_step_does_not_depend_on_the_world_size(total: int, world: int) -> None:
+    def made_up(ranks: int) -> list[tuple[int, int, int, list[int]]]:
+        return [(s.epoch, s.step, s.groups, s.positions) for s in planned_steps(START, total, 1, ranks, 2)]
+
+    assert made_up(world) == made_up(1)
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_its_three_numbers() -> None:
+    with pytest.raises(UserError) as caught:
+        plan_fixed(0, 0, total=100, groups=32, per_gpu=2, world=3)
+    assert str(caught.value) == (
+        "batch: found groups=32, per_gpu=2, ranks=3, expected 32 to be a multiple of 2 x 3; "
+        "set batch.groups to a multiple of 6"
+    )
+    with pytest.raises(UserError, match=r"expected 32 to be a multiple of 3 x 4; set batch\.per_gpu to one of \[1, 2"):
+        plan_fixed(0, 0, total=100, groups=32, per_gpu=3, world=4)
+
+
+def test_max_steps_ends_the_training_in_the_middle_of_an_epoch() -> None:
+    # 25 groups, 12 a step: three steps an epoch.
+    assert [(s.epoch, s.step) for s in planned_steps(START, 25, 1, 1, 3, max_steps=4)] == [
+        (0, 0), (0, 1), (0, 2), (1, 0),
+    ]  # fmt: skip
+    assert len(list(planned_steps(START, 25, 1, 1, 3, max_steps=100))) == 9
+
+
+@pytest.mark.parametrize("total", [1, 12, 13, 24, 40])
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_cursor_continues_exactly_at_any_step_under_any_world_size(total: int, world: int) -> None:
+    whole = [(s.epoch, s.positions) for s in planned_steps(START, total, 1, 1, 3)]
+    cursor = START
+    for done, step in enumerate(planned_steps(START, total, 1, 2, 3)):
+        assert steps_taken(cursor, total) == done
+        rest = planned_steps(Cursor(**cursor.to_dict()), total, 1, world, 3)
+        assert [(s.epoch, s.positions) for s in rest] == whole[done:]
+        cursor = cursor.after(step)
+    assert steps_taken(cursor, total) == len(whole)
+    assert list(planned_steps(cursor, total, 1, world, 3)) == []
+
+
+def test_max_steps_counts_from_the_beginning_and_not_from_the_cursor() -> None:
+    cursor = START
+    for step in islice(planned_steps(START, 25, 1, 1, 3), 4):
+        cursor = cursor.after(step)
+    assert (cursor.epoch, cursor.position) == (1, 12)
+    assert [(s.epoch, s.step) for s in planned_steps(cursor, 25, 1, 1, 3, max_steps=6)] == [(1, 1), (1, 2)]
+
+
+def test_a_cursor_of_this_training_is_taken() -> None:
+    stored = Cursor(42, 1, 24, 12, "0123456789abcdef")
+    assert check_cursor(stored.to_dict(), START, "step-00000003") == stored
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("seed", 7, "train.seed: found 42, but step-3 was made with 7"),
+        ("groups", 32, "batch.groups: found 12, but step-3 was made with 32"),
+        ("fingerprint", "fedcba", "data.shards: found 0123456789abcdef, but step-3 was made with fedcba"),
+        ("schema", 2, "schema: found 1, but step-3 was made with 2"),
+    ],
+)
+def test_a_cursor_of_another_training_is_refused(field: str, value: object, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_cursor({**START.to_dict(), field: value}, START, "step-3")
+    assert str(caught.value) == f"{message}, expected the same value; restore it or choose another run_dir"
