@@ -11,7 +11,11 @@ source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 cd "$root"
 
 step_name=start
-trap 'code=$?; [ $code -eq 0 ] || printf "demo: stopped in step \"%s\" with exit code %s\n" "$step_name" "$code" >&2' EXIT
+tell_where() {
+    local code=$?
+    [ $code -eq 0 ] || $told || printf 'demo: stopped in step "%s" with exit code %s\n' "$step_name" "$code" >&2
+}
+trap tell_where EXIT
 
 step() {
     step_name=$2
@@ -27,9 +31,9 @@ if [ -z "${WANDB_API_KEY:-}" ]; then export WANDB_MODE=${WANDB_MODE:-offline}; f
 
 cores=$(nproc)
 precision=auto
-if [ "$(torch_build)" = cuda ]; then
+gpus=$(gpu_count)
+if [ "$gpus" -gt 0 ]; then
     # The recipe's 32 groups divide by powers of two.
-    gpus=$(nvidia-smi -L | grep -c '^GPU')
     ranks=1
     while [ $((ranks * 2)) -le "$gpus" ] && [ "$ranks" -lt 8 ]; do ranks=$((ranks * 2)); done
     hardware="$ranks GPU(s)"
@@ -51,7 +55,7 @@ step 3 "shards"
 reranker pack groups=runs/demo/data/train.jsonl output=runs/demo/shards
 
 step 4 "training on $hardware"
-port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+port=$(free_port)
 threads=${OMP_NUM_THREADS:-$((cores / ranks > 0 ? cores / ranks : 1))}
 OMP_NUM_THREADS=$threads deepspeed --quiet --no_local_rank --num_gpus "$ranks" --master_port "$port" \
     --module reranker.train recipe=demo precision="$precision" "$@"

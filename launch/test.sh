@@ -2,7 +2,8 @@
 # The checks of this repository, in an environment of its own (.venv, made at the first call).
 #
 #   bash launch/test.sh                  style, types and layers, then the tests of tests/unit, distributed, chaos, gpu
-#   bash launch/test.sh --all            the same, then tests/slurm and the demo from end to end
+#   bash launch/test.sh --all            the same and tests/end_to_end: the wheel, and the demo from the first
+#                                        document to the exported model (and tests/slurm where there is one)
 #   bash launch/test.sh tests/unit -k x  pytest alone, with these arguments
 
 set -euo pipefail
@@ -39,14 +40,17 @@ check lint-imports --no-logo
 
 directories=()
 add() {
-    if find "tests/$1" -name 'test_*.py' 2>/dev/null | grep -q .; then
+    if [ -n "$(find "tests/$1" -name 'test_*.py' -print -quit 2>/dev/null)" ]; then
         directories+=("tests/$1")
     else
         say "tests: there are none in tests/$1"
     fi
 }
 for name in unit distributed chaos gpu; do add "$name"; done
-if $all; then for name in slurm end_to_end; do add "$name"; done; fi
+if $all; then
+    if [ -d tests/slurm ]; then add slurm; fi
+    add end_to_end
+fi
 [ ${#directories[@]} -gt 0 ] || fail "tests: found none, expected some under tests/; run in a whole checkout"
 say "tests: pytest ${directories[*]}"
 python -m pytest "${directories[@]}"

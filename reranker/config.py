@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import inspect
+import math
 import typing
 from dataclasses import dataclass, field
 from enum import Enum
@@ -135,7 +137,7 @@ class OptimConfig:
 
 @dataclass
 class DeepspeedConfig:
-    stage: int = 2
+    stage: int = 1
     """ZeRO stage: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters are partitioned"""
     reduce_bucket_size: Optional[int] = None
     """Elements of a gradient bucket; null: sized to the model, at most 5e8"""
@@ -205,6 +207,8 @@ class TrainConfig:
     """Everything that the run writes; the same command with the same directory resumes"""
     name: str = "train"
     """Name of the run in tracking and in the model card"""
+    language: Optional[str] = None
+    """Language of the data for the model card, as an ISO 639-1 code"""
     recipe: Any = None
     """Recipe that the values were taken from"""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -339,6 +343,7 @@ def carried_directory(name: str) -> Path:
     raise AssertionError(f"the installation lacks {name}/")
 
 
+@functools.cache
 def field_docs(config: type) -> dict[str, str]:
     """{field: the line under it} of a config dataclass."""
     body = ast.parse(inspect.getsource(config)).body[0]
@@ -413,6 +418,12 @@ def check_train(config: TrainConfig) -> None:
         ("optim.lr", optim.lr, 0),
         ("optim.weight_decay", optim.weight_decay, 0),
         ("optim.max_grad_norm", optim.max_grad_norm, 0),
+        ("optim.eps", optim.eps, 0),
+        ("train.timeout", train.timeout, 1),
+        ("precision.initial_scale_power", config.precision.initial_scale_power, 0),
+        ("precision.loss_scale_window", config.precision.loss_scale_window, 1),
+        ("precision.hysteresis", config.precision.hysteresis, 1),
+        ("precision.min_loss_scale", config.precision.min_loss_scale, 0),
     ]
     optional = {
         "data.query_max_length": data.query_max_length,
@@ -420,10 +431,11 @@ def check_train(config: TrainConfig) -> None:
         "train.max_steps": train.max_steps,
         "train.eval_every": train.eval_every,
         "train.save_every": train.save_every,
+        "deepspeed.reduce_bucket_size": config.deepspeed.reduce_bucket_size,
     }
     at_least += [(key, value, 1) for key, value in optional.items() if value is not None]
     for key, value, least in at_least:
-        if value < least:
+        if not least <= value < math.inf:  # a NaN is refused as well
             raise UserError(key, str(value), f"{least:g} or more", "change the value")
     shares = {
         "data.negatives.warmup": data.negatives.warmup,

@@ -1,17 +1,25 @@
 """Files that are whole or absent.
 
-A name given here holds the old content or the new one, never a part of either: content goes to a
-temporary name in the same directory, is flushed to the disk, and takes the final name in one rename.
+A file name given here holds the old content or the new one, never a part of either: content goes to a
+temporary name in the same directory, is flushed to the disk, and takes the final name in one rename. A
+directory takes it in one rename where the name is free. Where it is not, the old directory steps aside first:
+a kill between the two renames leaves no directory of that name and the whole old one beside it, as
+`.NAME.old.*`, which the next `atomic_directory` of the same name brings back. A kill at any time can leave a
+`.NAME.*` behind that is safe to remove. What the system refuses is raised as a UserError that names the path.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import glob
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +27,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from reranker.errors import UserError
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def fsync_directory(path: str | Path) -> None:
@@ -31,52 +41,160 @@ def fsync_directory(path: str | Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_open(path: str | Path) -> Iterator[IO[bytes]]:
-    """A binary file that appears under `path` when the block ends, and not at all if it raises."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+def refusals_told(path: str | Path) -> Iterator[None]:
+    """Raise a UserError about `path` where the system refuses something in the block."""
     try:
-        with os.fdopen(descriptor, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-    fsync_directory(path.parent)
+        yield
+    except OSError as error:
+        if reason := _no_room(error):
+            raise _full(path, reason) from None
+        raise UserError(path, f"a path that cannot be written ({error.strerror or error})", "one that can be",
+                        "choose another one") from None  # fmt: skip
+
+
+@contextlib.contextmanager
+def atomic_open(path: str | Path) -> Iterator[IO[bytes]]:
+    """A binary file that appears under `path` when the block ends, and not at all if it raises.
+
+    Raises UserError for a path that cannot be written and where the block finds no room on the disk.
+    """
+    path = Path(path)
+    with _place(path) as target:
+        with refusals_told(path):
+            if target.exists() and not target.is_file():
+                found = "a directory" if target.is_dir() else "a device or pipe"
+                raise UserError(path, found, "a file or nothing", "name another one")
+            descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                yield stream
+                with refusals_told(path):
+                    stream.flush()
+                    os.fsync(stream.fileno())
+            with refusals_told(path):
+                os.chmod(temporary, 0o666 & ~_umask())
+                os.replace(temporary, target)
+                fsync_directory(target.parent)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
 
 
 @contextlib.contextmanager
 def atomic_directory(path: str | Path) -> Iterator[Path]:
-    """A directory that takes the place of `path` when the block ends, and never appears if it raises."""
+    """A directory that takes the place of `path` when the block ends, and never appears if it raises.
+
+    Raises UserError for a path that cannot be written or replaced and where the block finds no room on the disk.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    with _place(path) as target:
+        with refusals_told(path):
+            for aside in target.parent.glob(f".{glob.escape(target.name)}.old.????????"):
+                _bring_back(aside, target)
+            _refuse_irreplaceable(path, target)
+            staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+        try:
+            os.chmod(staging, 0o777 & ~_umask())
+            yield staging
+            with refusals_told(path):
+                _fsync_tree(staging)
+                _take_name(staging, target)
+                fsync_directory(target.parent)
+        except BaseException as error:
+            shutil.rmtree(staging, ignore_errors=True)
+            if isinstance(error, UserError) and Path(error.where).is_relative_to(staging):
+                where = path / Path(error.where).relative_to(staging)
+                raise UserError(where, error.found, error.expected, error.fix) from None
+            raise
+
+
+def make_directory(path: str | Path) -> None:
+    """Make a directory, and those above it, where it is missing. Raises UserError."""
+    with refusals_told(path):
+        _missing(Path(path) / "name")
+        os.makedirs(path, exist_ok=True)
+
+
+@contextlib.contextmanager
+def _place(path: Path) -> Iterator[Path]:
+    """`path` without links, in a directory that exists. Directories made for it go again if the block raises."""
+    missing: list[Path] = []
     try:
-        os.chmod(staging, 0o777 & ~_umask())
-        yield staging
-        _fsync_tree(staging)
-        if path.exists():
-            # A directory cannot be replaced in one rename: the old one steps aside first.
-            aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-            os.replace(path, aside / path.name)
-            try:
-                os.replace(staging, path)
-            except BaseException:
-                os.replace(aside / path.name, path)
-                raise
-            finally:
-                shutil.rmtree(aside)
-        else:
-            os.replace(staging, path)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
+        with refusals_told(path):
+            target = Path(os.path.realpath(path))
+            missing = _missing(target)
+            target.parent.mkdir(parents=True, exist_ok=True)
+        yield target
+    except BaseException as error:
+        for directory in missing:
+            with contextlib.suppress(OSError):
+                directory.rmdir()
+        # Another error of the block can be about another file.
+        if reason := _no_room(error):
+            raise _full(path, reason) from None
         raise
-    fsync_directory(path.parent)
+
+
+def _missing(target: Path) -> list[Path]:
+    """The directories above `target` that are to be made, the deepest first. Raises UserError."""
+    missing = list(itertools.takewhile(lambda directory: not os.path.exists(directory), target.parents))
+    nearest = [*target.parents, target][len(missing)]  # the root has no parents
+    if not nearest.is_dir():
+        raise UserError(nearest, "a file", "a directory or nothing", "move it away or choose another output")
+    return missing
+
+
+def _refuse_irreplaceable(path: Path, target: Path) -> None:
+    """Raise UserError if `target` is there and another directory cannot take its name."""
+    if not target.exists():
+        return
+    if not target.is_dir():
+        found = "a file"
+    elif Path(os.path.realpath(os.curdir)).is_relative_to(target):
+        found = "the directory that this command runs in, or one above it"
+    elif os.path.ismount(target):
+        found = "a mount point"
+    else:
+        return
+    raise UserError(path, found, "a directory to make or to replace", "name another one")
+
+
+def _take_name(staging: Path, target: Path) -> None:
+    if not target.exists():
+        os.replace(staging, target)
+        return
+    # A directory cannot be replaced in one rename: the old one steps aside first.
+    aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old."))
+    try:
+        os.replace(target, aside)
+        os.replace(staging, target)
+    except BaseException:
+        _bring_back(aside, target)
+        raise
+    # Under its own name the old directory is always whole.
+    os.replace(aside, staging)
+    shutil.rmtree(staging)
+
+
+def _bring_back(aside: Path, target: Path) -> None:
+    """Undo the first of the two renames, if it was done. Removes nothing but an empty directory."""
+    if target.exists():
+        with contextlib.suppress(OSError):
+            aside.rmdir()
+    else:
+        os.replace(aside, target)
+
+
+def _no_room(error: BaseException) -> str | None:
+    """What the system says if it is the disk, the quota or the limit of a file's size that `error` is about."""
+    told = re.search(r"\(os error (\d+)\)", str(error))  # safetensors says it in words only
+    code = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+    return os.strerror(code) if code in _NO_ROOM else None
+
+
+def _full(path: str | Path, reason: str) -> UserError:
+    return UserError(path, f"no room to write it ({reason})", "room on the disk", "make room or choose another place")
 
 
 def _fsync_tree(directory: Path) -> None:

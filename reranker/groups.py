@@ -43,6 +43,11 @@ class Group:
     id: str | None = None
     prompt: str | None = None
 
+    @property
+    def prompted_query(self) -> str:
+        """The query as the model reads it, in training and in evaluation alike: behind the prompt, if there is one."""
+        return f"{self.prompt} {self.query}" if self.prompt else self.query
+
     def to_json(self) -> str:
         """The record as one line, with the optional keys that it has, in a fixed order."""
         record = {key: value for key, value in dataclasses.asdict(self).items() if value is not None}

@@ -92,7 +92,7 @@ def _own_negatives(negatives: tuple[str, ...], count: int, number: int, seed: in
 def _random_negatives(
     group: Group, number: int, count: int, seed: int, epoch: int, total: int, fetch: Callable[[int], Group]
 ) -> list[str]:
-    """Up to `count` passages of other groups, none of them a positive of this one, all different."""
+    """Up to `count` passages of other groups, none of them a passage of this one, all different."""
     taken: list[str] = []
     for draw in range(count * _TRIES):
         if len(taken) == count:
@@ -103,6 +103,7 @@ def _random_negatives(
         source = fetch(other)
         passages = (*source.pos, *source.neg)
         passage = passages[keyed(key) % len(passages)]
-        if passage not in group.pos and passage not in taken:
+        # Mined groups share passages: one of the group's own negatives could stand in the group twice.
+        if passage not in group.pos and passage not in group.neg and passage not in taken:
             taken.append(passage)
     return taken

@@ -22,7 +22,7 @@ from reranker.files import read_json, sha256
 
 SCHEMA = 1
 NAME = "manifest.json"
-_REPACK = "run reranker pack again"
+REPACK = "delete the directory and run reranker pack again"
 
 
 @dataclass(frozen=True)
@@ -77,17 +77,17 @@ def load_manifest(directory: str | Path, key: str = "data.shards") -> Manifest:
         tars = len(list(directory.glob("*.tar")))
         raise UserError(key, f"{directory} with {tars} .tar files and no {NAME}", "shards with a manifest.json",
                         "write them with reranker pack groups=FILE output=DIR")  # fmt: skip
-    value = read_json(directory / NAME, _REPACK)
+    value = read_json(directory / NAME, REPACK)
     if not isinstance(value, dict) or value.get("schema") != SCHEMA:
         schema = value.get("schema") if isinstance(value, dict) else None
-        raise UserError(directory / NAME, f"schema {schema}", f"schema {SCHEMA}", _REPACK)
+        raise UserError(directory / NAME, f"schema {schema}", f"schema {SCHEMA}", REPACK)
     try:
         shards = tuple(Shard(**shard) for shard in value["shards"])
         manifest = Manifest(shards, value["source"], value["command"])
     except (KeyError, TypeError) as error:
-        raise UserError(directory / NAME, f"an incomplete manifest ({error})", "what pack writes", _REPACK) from None
+        raise UserError(directory / NAME, f"an incomplete manifest ({error})", "what pack writes", REPACK) from None
     if not shards:
-        raise UserError(directory / NAME, "no shards", "at least one", _REPACK)
+        raise UserError(directory / NAME, "no shards", "at least one", REPACK)
     return manifest
 
 
@@ -97,9 +97,9 @@ def check_shards(directory: str | Path, manifest: Manifest, digest: bool = False
         path = Path(directory) / shard.name
         for file in (path, path.with_name(shard.index_name)):
             if not file.is_file():
-                raise UserError(file, "no such file", f"a file of the {len(manifest.shards)} shards in {NAME}", _REPACK)
+                raise UserError(file, "no such file", f"a file of the {len(manifest.shards)} shards in {NAME}", REPACK)
         if (size := path.stat().st_size) != shard.bytes:
             kind = "a truncated tar of" if size < shard.bytes else "a tar of"
-            raise UserError(path, f"{kind} {size} bytes", f"{shard.bytes}", f"copy it again or {_REPACK}")
+            raise UserError(path, f"{kind} {size} bytes", f"{shard.bytes}", f"copy it again or {REPACK}")
         if digest and (found := sha256(path)) != shard.sha256:
-            raise UserError(path, f"sha256 {found[:16]}…", f"{shard.sha256[:16]}…", f"copy it again or {_REPACK}")
+            raise UserError(path, f"sha256 {found[:16]}…", f"{shard.sha256[:16]}…", f"copy it again or {REPACK}")

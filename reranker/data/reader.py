@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from reranker.data.manifest import Manifest
+from reranker.data.manifest import REPACK, Manifest
 from reranker.errors import UserError
 from reranker.files import sha256
 from reranker.groups import Group, parse_group
@@ -51,7 +51,7 @@ class ShardReader:
         content = os.pread(file, size, offset)
         if len(content) != size or zlib.crc32(content) != int(members["crc32"][index]):
             raise UserError(self.name(shard, index), "bytes that differ from those packed (CRC-32)",
-                            "an undamaged shard", "copy the shard again or run reranker pack again")  # fmt: skip
+                            "an undamaged shard", f"copy the shard again or {REPACK}")  # fmt: skip
         return content
 
     def group(self, number: int) -> Group:
@@ -78,7 +78,7 @@ class ShardReader:
 
         entry = self.manifest.shards[shard]
         path = self.directory / entry.index_name
-        if sha256(path) != entry.index_sha256:
+        if not path.is_file() or sha256(path) != entry.index_sha256:
             raise UserError(path, "an index that is not the one packed", "the index of its shard",
-                            "run reranker pack again")  # fmt: skip
+                            REPACK)  # fmt: skip
         return load_file(path)

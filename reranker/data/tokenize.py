@@ -78,8 +78,10 @@ class PairTokenizer:
         self._pair.no_padding()
         self._pair.enable_truncation(contract.max_length, strategy=contract.truncation)
         self._query_limit = contract.query_max_length
-        if contract.truncation == "only_second" and self._query_limit is None:
-            self._query_limit = contract.max_length * 3 // 4
+        if contract.truncation == "only_second":
+            # The query is never cut afterwards: it must leave the passage a token beside the special ones.
+            room = contract.max_length - self._pair.num_special_tokens_to_add(True) - 1
+            self._query_limit = min(self._query_limit or contract.max_length * 3 // 4, room)
 
     def encode(self, query: str, passages: Sequence[str]) -> list[Pair]:
         """One `Pair` for each passage."""

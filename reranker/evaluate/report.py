@@ -17,11 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from reranker import __version__
 from reranker.config import EvaluateConfig
 from reranker.errors import UserError
 from reranker.evaluate import table
-from reranker.evaluate.fingerprint import Scores, digest, inputs_of, settings_of
+from reranker.evaluate.fingerprint import Scores, digest, environment_of, inputs_of, settings_of
 from reranker.evaluate.metrics import METRICS, estimate, estimate_difference, per_query, rank_of_right
 from reranker.evaluate.rank import (
     Passage,
@@ -47,7 +46,7 @@ class Evaluation:
 
     Attributes:
         rows: the content of table.json.
-        details: the content of details.json, less the digests of the other files.
+        details: what details.json says of the result; the command adds what it was computed from.
         queries: the lines of queries.jsonl.
     """
 
@@ -62,14 +61,16 @@ def evaluate_command(config: EvaluateConfig) -> int:
     output = Path(config.output) if config.output else None
     known = _saved(output, "details.json") or {}
     inputs = inputs_of(config, known.get("inputs") or {})
-    fingerprint = digest([__version__, settings_of(config), {name: entry["sha256"] for name, entry in inputs.items()}])
+    environment = environment_of(config)
+    contents = {name: entry["sha256"] for name, entry in inputs.items()}
+    fingerprint = digest([environment, settings_of(config), contents])
     if output and not config.force and known.get("fingerprint") == fingerprint and _whole(output, known):
         rows = _saved(output, "table.json")
         table.show(rows, known)
         print(f"inputs unchanged: this is the table saved in {output}; force=true evaluates again")
         return 0
-    found = evaluate(config, inputs, Scores(output, read=not config.force))
-    details = {"version": __version__, "fingerprint": fingerprint, **found.details, "inputs": inputs}
+    found = evaluate(config, inputs, environment, Scores(output, read=not config.force))
+    details = {"fingerprint": fingerprint, "environment": environment, **found.details, "inputs": inputs}
     if output:
         _write(output, found, details)
     table.show(found.rows, details)
@@ -78,8 +79,10 @@ def evaluate_command(config: EvaluateConfig) -> int:
     return 0
 
 
-def evaluate(config: EvaluateConfig, inputs: dict[str, dict[str, Any]], cache: Scores) -> Evaluation:
-    """Run all systems over the queries."""
+def evaluate(
+    config: EvaluateConfig, inputs: dict[str, dict[str, Any]], environment: dict[str, str], cache: Scores
+) -> Evaluation:
+    """Run all systems over the queries. `cache` gives scores only of these inputs in this environment."""
     corpus = read_corpus(config.corpus)
     queries = sample_queries(read_queries(config.queries, corpus), config.sample)
     candidates = retrieve(queries, corpus, config.first_stage, config.depth, progress=True)
@@ -87,8 +90,7 @@ def evaluate(config: EvaluateConfig, inputs: dict[str, dict[str, Any]], cache: S
     for system, key, name in ((BASE, "base", config.base), (TUNED, "model", config.model)):
         if name is not None:
             files = [inputs[which]["sha256"] for which in (key, "corpus", "queries")]
-            asked = digest([files, [query.qid for query in queries], candidates, config.max_length,
-                            config.precision.value])  # fmt: skip
+            asked = digest([environment, files, [query.qid for query in queries], candidates, config.max_length])
             scores = cache.get(system, asked)
             if scores is None:
                 scores = _score(config, key, name, queries, candidates, corpus)

@@ -77,6 +77,13 @@ def draw(rows: Sequence[dict[str, Any]], details: dict[str, Any], stream: IO[byt
     figure.savefig(stream, format="png", metadata={"Software": None})
 
 
+def scored(details: dict[str, Any]) -> str:
+    """How the rerankers scored, in words."""
+    environment, max_length = details["environment"], details["settings"]["max_length"]
+    cut = f", at most {max_length} tokens a pair" if max_length else ""
+    return f"Scored in {environment['precision']} ({environment['device']}){cut}"
+
+
 _INTERVALS = "95% bootstrap intervals, queries of one document resampled together."
 
 
@@ -87,7 +94,7 @@ def _described(details: dict[str, Any]) -> str:
         f"{details['queries']:,} queries, {details['passages']:,} passages; first stage BM25 "
         f"({first['analyzer']}, k1={first['k1']:g}, b={first['b']:g}), depth {settings['depth']}, "
         f"{settings['contexts']} contexts handed on. The right passage is within the depth for "
-        f"{details['right_within_depth']:.1%} of the queries."
+        f"{details['right_within_depth']:.1%} of the queries. {scored(details)}."
     )
 
 

@@ -1,8 +1,8 @@
 """A training run -> a stock Hugging Face directory that any server loads without our code.
 
 In: a run directory: config.json (the resolved TrainConfig), initial/ (config and tokenizer of the base model),
-checkpoints/, optionally report/table.json. Out: config.json, model.safetensors, the tokenizer and a model card.
-The truncation contract stands in config.json; the tokenizer's model_max_length is the contract's, and
+checkpoints/, optionally the report of an evaluation. Out: config.json, model.safetensors, the tokenizer and a
+model card. The truncation contract stands in config.json; the tokenizer's model_max_length is the contract's, and
 CrossEncoder's activation is the identity, so that other libraries cut and score as we do. No network is used.
 The output is whole or absent, and it never takes the place of anything but an earlier export.
 """
@@ -10,9 +10,10 @@ The output is whole or absent, and it never takes the place of anything but an e
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from reranker.config import ExportConfig, Precision
 from reranker.data.tokenize import CONFIG_KEY, Contract
 from reranker.errors import UserError
 from reranker.export.model_card import LICENSES, METRICS, CardFacts, model_card
+from reranker.export.performance import performance_of
 from reranker.files import atomic_directory, read_json, write_json, write_text
 from reranker.model.cross_encoder import load_config, load_tokenizer
 
@@ -56,10 +58,12 @@ def export_run(
     Args:
         checkpoint: "best", "last" or the name of a directory under checkpoints/.
         output: None: model/ in the run directory.
-        report: table.json for the card; None: report/table.json in the run directory, if it is there.
+        report: table.json for the card; None: report/table.json in the run directory, if it is there and of
+            the weights that are exported.
 
     Raises UserError for a directory that is no run, a checkpoint that is not there, weights that do not fit
-    the base model, values beyond fp16, and an output directory that holds something else.
+    the base model, values beyond fp16, an output directory that holds something else, and a `report` of other
+    weights.
     """
     from reranker.train.checkpoint import find, read_state, read_weights
 
@@ -72,11 +76,17 @@ def export_run(
         raise UserError(run_dir / "config.json", "no settings of a training", "the run directory of a training",
                         "name its run_dir")  # fmt: skip
     contract = Contract(data["max_length"], data["query_max_length"], data["truncation"])
-    table = _read_table(report or run_dir / "report" / "table.json", required=report is not None)
     found = find(run_dir, checkpoint)
     weights = read_weights(found)
-    facts = _facts(settings, read_state(found), contract, dtype, table, sum(map(torch.Tensor.numel, weights.values())))
-    export_weights(weights, run_dir / INITIAL, output, contract, model_card(facts), dtype)
+    facts = _facts(settings, read_state(found), contract, dtype, sum(map(torch.Tensor.numel, weights.values())))
+
+    def card(written: Path) -> str:
+        table = report or run_dir / "report" / "table.json"
+        return model_card(
+            dataclasses.replace(facts, performance=performance_of(written, table, required=report is not None))
+        )
+
+    export_weights(weights, run_dir / INITIAL, output, contract, card, dtype)
     return output
 
 
@@ -85,7 +95,7 @@ def export_weights(
     base: Path,
     output: Path,
     contract: Contract,
-    card: str,
+    card: Callable[[Path], str],
     dtype: Precision = Precision.fp32,
 ) -> None:
     """Write a model directory.
@@ -93,6 +103,7 @@ def export_weights(
     Args:
         weights: every parameter of the AutoModelForSequenceClassification of `base`, by name; no buffers.
         base: directory with the config and the tokenizer of the base model; the dropout values are its own.
+        card: makes the model card, given the directory that the weights have just been written to.
     """
     _check_output(output)
     model = _model(weights, base, contract, DTYPES[dtype])
@@ -111,7 +122,7 @@ def export_weights(
         if written["tokenizer_class"] == "TokenizersBackend":
             # transformers 4 knows the same class by this name only, and 5 reads both.
             write_json(staging / "tokenizer_config.json", written | {"tokenizer_class": "PreTrainedTokenizerFast"})
-        write_text(staging / "README.md", card)
+        write_text(staging / "README.md", card(staging))
         mode = (staging / "README.md").stat().st_mode
         for path in staging.iterdir():
             path.chmod(mode)  # safetensors makes its file readable by its owner only
@@ -175,7 +186,6 @@ def _facts(
     state: dict[str, Any],
     contract: Contract,
     dtype: Precision,
-    table: list[dict[str, Any]] | None,
     parameters: int,
 ) -> CardFacts:
     base = settings["model"]["name"]
@@ -199,20 +209,8 @@ def _facts(
         precision=state.get("precision"),
         stage=state.get("stage"),
         dev={name: dev[name] for name in METRICS if name in dev},
-        table=table,
         versions=state.get("versions") or {},
     )
-
-
-def _read_table(path: Path, required: bool) -> list[dict[str, Any]] | None:
-    if not required and not path.is_file():
-        return None
-    table = read_json(path, "write it with reranker evaluate output=...")
-    rows = isinstance(table, list) and all(isinstance(row, dict) and "system" in row for row in table)
-    if not rows:
-        raise UserError(path, "another form of JSON", "a list of rows with a system and its metrics",
-                        "write it with reranker evaluate output=...")  # fmt: skip
-    return list(table)
 
 
 def _packed_groups(settings: dict[str, Any]) -> int | None:

@@ -7,11 +7,13 @@ known is left out, never guessed. How the facts are gathered is `export.huggingf
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from reranker.data.tokenize import Contract
+from reranker.export import passages
+from reranker.export.performance import Performance
 
 LICENSES = {
     "BAAI/bge-reranker-base": "mit",
@@ -44,7 +46,7 @@ class CardFacts:
         world, precision, stage: ranks, precision and ZeRO stage that the training ran with, or None; the
             settings hold what was asked for.
         dev: metrics of the chosen checkpoint on the dev groups.
-        table: rows of a report, `{"system", "queries", metric: {"value", "low", "high"}}`, or None.
+        performance: of exactly the exported weights in an evaluation, or None.
         versions: of the libraries that trained.
     """
 
@@ -64,7 +66,7 @@ class CardFacts:
     precision: str | None = None
     stage: int | None = None
     dev: Mapping[str, float] = field(default_factory=dict)
-    table: Sequence[Mapping[str, Any]] | None = None
+    performance: Performance | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -78,7 +80,9 @@ def _front_matter(facts: CardFacts) -> str:
     lines = ["---"]
     if facts.license:
         lines.append(f"license: {facts.license}")
-    lines += ["language:", "- ko", "library_name: transformers", "pipeline_tag: text-ranking"]
+    if language := facts.settings.get("language"):
+        lines += ["language:", f"- {language}"]
+    lines += ["library_name: transformers", "pipeline_tag: text-ranking"]
     if facts.base_on_hub:
         lines += ["base_model:", f"- {facts.base}"]
     lines += ["tags:", "- reranker", "- cross-encoder", "- sentence-transformers", "- text-embeddings-inference", "---"]
@@ -90,7 +94,7 @@ def _introduction(facts: CardFacts) -> str:
     size = f" It has {facts.parameters:,} parameters, stored in {facts.dtype}." if facts.parameters else ""
     return f"""# {facts.name}
 
-A cross-encoder reranker for Korean, fine-tuned from {base}. It reads a query and a passage together and answers
+A cross-encoder reranker, fine-tuned from {base}. It reads a query and a passage together and answers
 with one relevance score. The score is a logit: it is trained by cross-entropy over the passages of a query, so it
 is not confined to a range, and scores compare passages of the same query, not of different queries.{size}
 
@@ -199,22 +203,20 @@ def _cutting(contract: Contract) -> str:
 def _data(facts: CardFacts) -> str:
     data = facts.settings.get("data", {})
     count = "" if facts.groups is None else f"{facts.groups:,} "
-    sentences = [f"The training data are {count}groups: a query with its positive and negative passages."]
-    if "group_size" in data:
-        shown = data["group_size"]
-        sentences.append(f"The loss sees {shown} passages of each at a time, 1 positive and {shown - 1} negative.")
-    return "## Data\n\n" + " ".join(sentences)
+    what = f"The training data are {count}groups: a query with its positive and negative passages."
+    return "## Data\n\n" + " ".join([what, *passages.sentences(data)])
 
 
 def _performance(facts: CardFacts) -> str:
-    if not facts.table:
+    if facts.performance is None:
+        dtype = "" if facts.dtype == "fp32" else f" dtype={facts.dtype}"
         return f"""## Performance
 
-It was not evaluated on a corpus with queries. To do so, and to put the result here:
+This card has no evaluation of exactly these weights on a corpus with queries. To put one here:
 
 ```bash
 reranker evaluate model=MODEL base={facts.base} corpus=corpus.jsonl queries=queries.jsonl output=RUN/report
-reranker export run=RUN
+reranker export run=RUN{dtype}
 ```"""
     lines = [
         "## Performance",
@@ -222,11 +224,11 @@ reranker export run=RUN
         "| system | " + " | ".join(METRICS.values()) + " |",
         "|---|" + "---:|" * len(METRICS),
     ]
-    for row in facts.table:
+    for row in facts.performance.rows:
         lines.append(f"| {row['system']} | " + " | ".join(_interval(row.get(metric)) for metric in METRICS) + " |")
-    queries = {row["queries"] for row in facts.table if row.get("queries") is not None}
-    if len(queries) == 1:
-        lines += ["", f"{queries.pop():,} queries; in brackets, 95% bootstrap intervals."]
+    queries = {row["queries"] for row in facts.performance.rows if row.get("queries") is not None}
+    count = f"{queries.pop():,} queries. " if len(queries) == 1 else ""
+    lines += ["", f"{count}{facts.performance.scored}. In brackets: 95% bootstrap intervals."]
     return "\n".join(lines)
 
 
@@ -271,6 +273,7 @@ def _parameters(facts: CardFacts) -> list[tuple[str, Any]]:
         ("GPUs or processes", facts.world),
         ("groups a step", groups),
         ("group size", data.get("group_size")),
+        *passages.rows(data),
         ("max_length", contract.max_length),
         ("query_max_length", contract.query_max_length),
         ("truncation", contract.truncation),
@@ -280,6 +283,7 @@ def _parameters(facts: CardFacts) -> list[tuple[str, Any]]:
         ("optimizer", f"AdamW, betas {betas}, eps {optim['eps']:g}" if betas else None),
         ("gradient clipping", _number(clipping) if clipping else None),
         ("dropout", None if dropout is None else f"{dropout:g}"),
+        ("gradient checkpointing", "yes" if model.get("gradient_checkpointing") else None),
         ("ZeRO stage", facts.stage),
         ("seed", train.get("seed")),
         ("steps of this checkpoint", facts.step),

@@ -20,6 +20,12 @@ from reranker.errors import UserError
 
 HEAD_NAMES = ("classifier", "score", "head", "pooler", "out_proj")
 
+COUNT_FROM_PADDING = frozenset(
+    ("camembert", "data2vec-text", "esm", "ibert", "layoutlmv3", "lilt", "longformer", "luke", "markuplm", "mpnet",
+     "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod")
+)  # fmt: skip
+"""Model types whose first token has the position after the padding id, as in fairseq's RoBERTa."""
+
 
 def load_config(name: str, revision: str | None = None, key: str = "model.name") -> Any:
     """The Hugging Face config of a model with one score. `key` is named in the error."""
@@ -29,11 +35,23 @@ def load_config(name: str, revision: str | None = None, key: str = "model.name")
     if directory.exists() and not (directory / "config.json").is_file():
         kind = "a directory without config.json" if directory.is_dir() else "a file"
         raise UserError(key, f"{name}, {kind}", "a Hugging Face model directory or hub name", "check the path")
-    if not directory.exists() and (name.startswith((".", "/", "~")) or name.count("/") != 1):
+    # One slash or none may be a hub name: BAAI/bge-reranker-large, and xlm-roberta-base from before there were owners.
+    if not directory.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise UserError(key, f"{name}, which does not exist", "a Hugging Face model directory or hub name",
                         "check the path")  # fmt: skip
     with _told_as_ours(name, key):
         return AutoConfig.from_pretrained(name, revision=revision, num_labels=1)
+
+
+def positions(config: Any) -> int | None:
+    """How many tokens of a pair the model has positions for; None where its config sets no limit.
+
+    The RoBERTa family counts positions from after the padding id: of XLM-RoBERTa's 514, tokens can use 512.
+    """
+    table: int | None = getattr(config, "max_position_embeddings", None)
+    if table is None or config.model_type not in COUNT_FROM_PADDING or config.pad_token_id is None:
+        return table
+    return table - (config.pad_token_id + 1)
 
 
 def load_tokenizer(name: str, revision: str | None = None, key: str = "model.name") -> Any:
@@ -41,7 +59,12 @@ def load_tokenizer(name: str, revision: str | None = None, key: str = "model.nam
 
     load_config(name, revision, key)
     with _told_as_ours(name, key):
-        return AutoTokenizer.from_pretrained(name, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    # Without the files transformers 5 makes a tokenizer of special tokens only, to which every text is unknown.
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise UserError(key, f"{name} without the files of its tokenizer", "a tokenizer.json beside the weights",
+                        "save the tokenizer there as well")  # fmt: skip
+    return tokenizer
 
 
 def load_model(
@@ -116,9 +139,12 @@ def _told_as_ours(name: str, key: str) -> Iterator[None]:
     hub_logging.disable_progress_bar()
     verbosity = hub_logging.get_verbosity()
     hub_logging.set_verbosity(logging.ERROR)
+    client = logging.getLogger("huggingface_hub")  # tells of every retry where there is no network
+    level = client.level
+    client.setLevel(logging.ERROR)
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         if isinstance(error, UserError):
             raise
         reason = " ".join(str(error).split()).split(". ")[0]
@@ -127,6 +153,7 @@ def _told_as_ours(name: str, key: str) -> Iterator[None]:
             key, found, "a Hugging Face encoder directory or hub name", "check the name and the network"
         ) from error
     finally:
+        client.setLevel(level)
         hub_logging.set_verbosity(verbosity)
         if bars:
             hub_logging.enable_progress_bar()

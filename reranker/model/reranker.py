@@ -25,9 +25,10 @@ from reranker.data.tokenize import Contract, Pair, PairTokenizer
 from reranker.errors import UserError, closest, shorten
 from reranker.files import atomic_open
 from reranker.groups import decode_lines, kind_of, parse_text, parse_texts, read_lines
-from reranker.model.cross_encoder import load_model, load_tokenizer, score_pairs
+from reranker.model.cross_encoder import load_model, load_tokenizer, positions, score_pairs
 
 FORM = '{"query": "...", "passages": ["..."]}'
+DTYPES = {Precision.fp16: torch.float16, Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}
 WINDOW = 8192
 """Pairs that are tokenized and sorted by length at a time: bounds the memory of a long list."""
 
@@ -79,14 +80,13 @@ class Reranker:
         if batch_tokens < 1:
             raise UserError("batch_tokens", str(batch_tokens), "1 or more", "change the value")
         self.path, self.batch_tokens = str(path), batch_tokens
-        self.device = _device(device)
-        dtype = _dtype(precision, self.device)
-        model, self.fresh_head = load_model(self.path, dtype=dtype, key=key)
+        self.device, self.precision = device_and_precision(device, precision)
+        model, self.fresh_head = load_model(self.path, dtype=DTYPES[self.precision], key=key)
         if self.fresh_head and not untrained_head:
             raise UserError(key, f"{path}, an encoder without a score head", "a trained reranker",
                             "train it first, or name an exported model")  # fmt: skip
         self.model = model.to(self.device).eval()
-        self.contract = _contract(model, max_length)
+        self.contract = _contract(model.config, max_length)
         self.tokenizer = PairTokenizer(load_tokenizer(self.path, key=key), self.contract)
 
     def score(self, query: str, passages: Sequence[str]) -> list[float]:
@@ -210,6 +210,22 @@ def _write(stream: IO[bytes], lines: Iterable[str]) -> None:
         stream.write(line.encode("utf-8") + b"\n")
 
 
+def device_and_precision(device: str, precision: str) -> tuple[torch.device, Precision]:
+    """What is meant by the settings of these names on this machine; the precision is never auto.
+
+    Raises UserError for what the machine cannot do.
+    """
+    found = _device(device)
+    if precision not in Precision.__members__:
+        raise UserError("precision", precision, "one of " + ", ".join(Precision.__members__), "change the value")
+    meant = Precision[precision]
+    if meant is Precision.auto:
+        meant = Precision.fp16 if found.type == "cuda" else Precision.fp32
+    if meant is Precision.fp16 and found.type == "cpu":
+        raise UserError("precision", "fp16 on a CPU", "fp32, bf16 or auto", "say precision=fp32")
+    return found, meant
+
+
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -218,29 +234,14 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _dtype(precision: str, device: torch.device) -> torch.dtype:
-    if precision not in Precision.__members__:
-        raise UserError("precision", precision, "one of " + ", ".join(Precision.__members__), "change the value")
-    if precision == "auto":
-        precision = "fp16" if device.type == "cuda" else "fp32"
-    if precision == "fp16" and device.type == "cpu":
-        raise UserError("precision", "fp16 on a CPU", "fp32, bf16 or auto", "say precision=fp32")
-    return {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[precision]
-
-
-def _contract(model: Any, max_length: int | None) -> Contract:
+def _contract(config: Any, max_length: int | None) -> Contract:
     """The model's own contract, or one of `max_length`, no longer than the model has positions for."""
-    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
-    if table is None:
-        positions = getattr(model.config, "max_position_embeddings", None)
-    else:
-        # The RoBERTa family counts positions from after the padding id.
-        positions = table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
-    if max_length is not None and not 8 <= max_length <= (positions or max_length):
-        most = f" and at most {positions}, the model's positions" if positions else ""
+    limit = positions(config)
+    if max_length is not None and not 8 <= max_length <= (limit or max_length):
+        most = f" and at most {limit}, the model's positions" if limit else ""
         raise UserError("max_length", str(max_length), f"8 or more{most}", "change the value")
-    contract = Contract.of_model(model.config, max_length)
-    return Contract.of_model(model.config, positions) if positions and contract.max_length > positions else contract
+    contract = Contract.of_model(config, max_length)
+    return Contract.of_model(config, limit) if limit and contract.max_length > limit else contract
 
 
 @contextlib.contextmanager

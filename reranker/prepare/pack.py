@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -19,12 +20,13 @@ from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from reranker.config import PackConfig
-from reranker.data.manifest import NAME, Manifest, Shard, load_manifest
+from reranker.data.manifest import NAME, Manifest, Shard, check_shards, load_manifest
 from reranker.errors import UserError
-from reranker.files import atomic_directory, sha256, write_json
+from reranker.files import atomic_directory, refusals_told, sha256, write_json
 from reranker.groups import Group, read_groups
 
 _BLOCK = 512
+_OURS = re.compile(r"shard-\d{5,}\.(tar|index\.safetensors)|" + re.escape(NAME))
 
 
 def pack_command(config: PackConfig) -> int:
@@ -35,13 +37,13 @@ def pack_command(config: PackConfig) -> int:
     if not groups.is_file():
         raise UserError("groups", f"{groups}, no such file", "groups, one JSON object a line", "check the path")
     source = {"name": groups.name, "sha256": sha256(groups), "groups_per_shard": config.groups_per_shard}
-    if output.exists() and not config.overwrite:
-        if not (output / NAME).is_file() and (not output.is_dir() or any(output.iterdir())):
-            raise UserError("output", f"{output}, which holds something else", "a directory to make",
-                            "choose another one")  # fmt: skip
-        if (output / NAME).is_file():
+    if os.path.exists(output):
+        with refusals_told(output):
+            _refuse_others(output, config.overwrite)
+        if (output / NAME).is_file() and not config.overwrite:
             manifest = load_manifest(output, "output")
             if manifest.source == source:
+                check_shards(output, manifest)
                 print(f"{output}: {manifest.groups} groups in {len(manifest.shards)} shards, packed before")
                 return 0
             raise UserError("output", f"{output} with shards of other groups", "a directory to make",
@@ -53,7 +55,7 @@ def pack_command(config: PackConfig) -> int:
 
 
 def pack(groups: Iterable[Group], output: Path, source: dict[str, object], groups_per_shard: int) -> Manifest:
-    """Write groups as shards under `output`, whole or not at all. Raises UserError from reading them."""
+    """Write groups as shards under `output`, whole or not at all. Raises UserError from reading and writing them."""
     remaining = iter(groups)
     shards: list[Shard] = []
     with atomic_directory(output) as staging:
@@ -92,6 +94,27 @@ def write_shard(path: Path, groups: list[Group], first: int) -> Shard:
     index = path.with_name(shard.index_name)
     save_file(columns, index)
     return Shard(shard.name, shard.groups, shard.bytes, shard.sha256, sha256(index))
+
+
+def _refuse_others(output: Path, overwrite: bool) -> None:
+    """Raise UserError for what is neither empty nor shards: overwriting removes whole sets of shards alone."""
+    expected = "a directory of shards alone or none" if overwrite else "a directory to make"
+    fix = "move it away or choose another one"
+    if not output.is_dir():
+        raise UserError("output", f"{output}, a file", expected, fix)
+    names = sorted(path.name for path in output.iterdir())
+    if not names or (NAME in names and not overwrite):
+        return
+    found = next((name for name in names if not _OURS.fullmatch(name)), None)
+    if not found and NAME not in names:
+        found = f"shards without {NAME}"
+    if not found:
+        try:
+            load_manifest(output, "output")
+        except UserError as error:
+            found = f"a {NAME} that is not one of shards ({error.found})"
+    if found:
+        raise UserError("output", f"{output}, which holds {found}", expected, fix)
 
 
 def _counted(groups: Iterable[Group], bar: tqdm) -> Iterator[Group]:

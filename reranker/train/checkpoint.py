@@ -40,7 +40,8 @@ def save(run_dir: Path, step: int, fragments: Iterator[Fragment], state: dict[st
     final = run_dir / DIRECTORY / name_of(step)
     staging = final.with_name(f".{final.name}.staging")
     if ranks.first:
-        shutil.rmtree(staging, ignore_errors=True)
+        for left in final.parent.glob(".step-*"):  # by a save that was killed
+            shutil.rmtree(left)
         staging.mkdir(parents=True)
     ranks.barrier()
     entry = _write_fragments(staging / f"fragments-{ranks.rank:05d}.safetensors", fragments)
@@ -51,18 +52,29 @@ def save(run_dir: Path, step: int, fragments: Iterator[Fragment], state: dict[st
         write_json(staging / MANIFEST, {"schema": SCHEMA, "files": {entry.pop("name"): entry for entry in files}})
         fsync_directory(staging)
         if final.exists():
-            shutil.rmtree(final)
+            os.replace(final, final.with_name(f".{final.name}.old"))
         os.replace(staging, final)
         fsync_directory(final.parent)
-    ranks.barrier()
+    ranks.together(lambda: verify(final) if ranks.first else None)
     return final
 
 
-def prune(run_dir: Path, keep_last: int, keep: str | None) -> None:
-    """Remove all but the newest `keep_last` checkpoints and the one named `keep`."""
-    names = [path for path in _candidates(run_dir) if path.name != keep]
-    for path in names[keep_last:]:
-        shutil.rmtree(path)
+def verify(path: Path) -> None:
+    """Raise UserError if a checkpoint does not read back as it was written."""
+    if reason := damage(path):
+        raise UserError(path, reason, "the checkpoint as it was written", "check the disk, then run the same command")
+
+
+def prune(run_dir: Path, step: int, keep_last: int, keep: str | None) -> None:
+    """Remove all but the `keep_last` newest checkpoints up to `step` and the one named `keep`.
+
+    Those of later steps were passed over when this training resumed: they are damaged, and go as well.
+    """
+    names = [path for path in _candidates(run_dir) if path.name <= name_of(step)]
+    kept = {keep, *(path.name for path in names[:keep_last])}
+    for path in _candidates(run_dir):
+        if path.name not in kept:
+            shutil.rmtree(path)
 
 
 def newest(run_dir: Path) -> tuple[Path | None, list[str]]:
@@ -79,16 +91,20 @@ def newest(run_dir: Path) -> tuple[Path | None, list[str]]:
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None if it is complete: every file of its size and sha256."""
     try:
-        files = read_json(path / MANIFEST)["files"]
-    except (UserError, KeyError, TypeError):
+        manifest = read_json(path / MANIFEST)
+        schema = manifest["schema"]
+        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
+    except (UserError, KeyError, TypeError, AttributeError):
         return f"no readable {MANIFEST}"
-    for name, entry in files.items():
+    if schema != SCHEMA:
+        return f"its schema is {schema} and not {SCHEMA}"
+    for name, (size, digest) in expected.items():
         file = path / name
         if not file.is_file():
             return f"{name} is missing"
-        if file.stat().st_size != entry["bytes"]:
-            return f"{name} has {file.stat().st_size} bytes and not {entry['bytes']}"
-        if sha256(file) != entry["sha256"]:
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes and not {size}"
+        if sha256(file) != digest:
             return f"{name} has another sha256 than was written"
     return None
 
@@ -104,8 +120,7 @@ def find(run_dir: Path, which: str) -> Path:
     if which == "last":
         return last
     if which == "best":
-        best = (read_state(last).get("best") or {}).get("checkpoint")
-        return run_dir / DIRECTORY / best if best else last
+        which = (read_state(last).get("best") or {}).get("checkpoint") or last.name
     path = run_dir / DIRECTORY / which
     reason = damage(path) if path.is_dir() else "no such directory"
     if reason is not None:
@@ -140,6 +155,15 @@ class Pieces:
     @property
     def names(self) -> list[str]:
         return list(self._shapes)
+
+    def check(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        """Raise UserError unless these are the parameters of a model with these shapes."""
+        for name in sorted(shapes.keys() | self._shapes.keys()):
+            if shapes.get(name) != self._shapes.get(name):
+                raise UserError(
+                    self._path, f"{name} of shape {self._shapes.get(name)}", f"{shapes.get(name)}, as the model has",
+                    "resume with the model that the run began with, or choose another run_dir",
+                )  # fmt: skip
 
     def full(self, name: str, kind: str) -> torch.Tensor:
         """A parameter's master or moment in fp32 and its own shape. Raises UserError if a part is missing."""

@@ -59,6 +59,14 @@ class Ranks:
             raise first
         return result  # type: ignore[return-value]
 
+    def from_first(self, action: Callable[[], T]) -> T:
+        """Run `action` on rank 0; every rank gets its result, or raises its UserError.
+
+        What is read from a shared file system is read once: another rank may see an older state of it.
+        """
+        result = self.together(lambda: action() if self.first else None)
+        return self.gather(result)[0]  # type: ignore[return-value]
+
     def barrier(self) -> None:
         dist.barrier(group=self.control)
 
@@ -76,8 +84,14 @@ def join(device: Device, timeout: float) -> Ranks:
         missing = next(name for name in names if name not in os.environ)
         raise UserError("environment", f"{present[0]} without {missing}", f"{', '.join(names)} together",
                         "start with deepspeed or torchrun, or set them all")  # fmt: skip
-    local = int(os.environ.setdefault("LOCAL_RANK", os.environ["RANK"] if os.environ["WORLD_SIZE"] == "1" else "0"))
-    chosen = choose_device(device, local)
+    if os.environ["WORLD_SIZE"] == "1":
+        os.environ.setdefault("LOCAL_RANK", "0")
+    for name in ("RANK", "WORLD_SIZE", "MASTER_PORT", "LOCAL_RANK"):
+        if not os.environ.get(name, "0").isdigit():
+            raise UserError("environment", f"{name}={os.environ[name]}", "a number", "start with deepspeed or torchrun")
+    chosen = choose_device(device, os.environ.get("LOCAL_RANK"))
+    # Read by deepspeed, which would choose GPU 0 for every rank without it.
+    os.environ.setdefault("LOCAL_RANK", "0")
     limit = datetime.timedelta(seconds=timeout)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=limit)
@@ -85,14 +99,19 @@ def join(device: Device, timeout: float) -> Ranks:
     return Ranks(dist.get_rank(), dist.get_world_size(), chosen, control)
 
 
-def choose_device(device: Device, local: int) -> torch.device:
-    """The device of the rank with this local number. Raises UserError."""
+def choose_device(device: Device, local_rank: str | None) -> torch.device:
+    """The device of the rank with this number on its machine. Raises UserError."""
     gpus = torch.cuda.device_count()
     if device is Device.cuda and gpus == 0:
         raise UserError("train.device", "cuda where torch finds no GPU", "auto or cpu",
                         "install torch's CUDA build, or say train.device=cpu")  # fmt: skip
     if device is Device.cpu or gpus == 0:
         return torch.device("cpu")
+    if local_rank is None:
+        # All ranks of a machine would share its first GPU.
+        raise UserError("environment", "several ranks without LOCAL_RANK", "each rank's number on its machine",
+                        "start with deepspeed or torchrun, or set it")  # fmt: skip
+    local = int(local_rank)
     if local >= gpus:
         raise UserError("launcher", f"local rank {local} on a machine with {gpus} GPUs", "a rank for each GPU at most",
                         "start fewer ranks")  # fmt: skip

@@ -1,14 +1,18 @@
 """DeepSpeed behind a few verbs: score, backward, step, and the state that a checkpoint holds.
 
 The only file that imports deepspeed. In: a model in float32 and settings. Out: an `Engine` of one ZeRO
-stage and precision. `backward` only accumulates (in float32, also where weights have 16 bits); `step`
-reduces over ranks, clips, updates. What DeepSpeed does otherwise than its documentation suggests is said
+stage and precision. `backward` accumulates (in float32, also where weights have 16 bits); `step` clips and
+updates. The ranks reduce their gradients once in `step` at stages 0 and 1, in every `backward` at 2 and 3, in
+float32 throughout. What DeepSpeed does otherwise than its documentation suggests is said
 where it matters here.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +33,8 @@ from reranker.train.fragments import KINDS, Fragment, read_parameter, write_para
 # DeepSpeed compiles this op when it meets gloo (28-60 s), though training never calls it.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 deepspeed_logger.setLevel(logging.ERROR)
+# DeepSpeed calls collectives by names that torch 2.13 deprecates: every rank would say so at every stage.
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\..*")
 
 _LARGEST_BUCKET = 500_000_000
 
@@ -78,12 +84,14 @@ class Engine:
             fused=device.type == "cuda",
         )  # fmt: skip
         bucket = reduce_bucket_size or max(1_000_000, min(_LARGEST_BUCKET, parameters // 4))
-        self._engine, *_ = deepspeed.initialize(
-            model=model.to(device),
-            optimizer=optimizer,
-            config=deepspeed_config(stage, precision, scaling, optim.max_grad_norm, bucket, device.type),
-            dist_init_required=False,
-        )
+        # At stage 1 in bf16 DeepSpeed prints its memory use, whatever its log level.
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._engine, *_ = deepspeed.initialize(
+                model=model.to(device),
+                optimizer=optimizer,
+                config=deepspeed_config(stage, precision, scaling, optim.max_grad_norm, bucket),
+                dist_init_required=False,
+            )
         self._clip_norm = optim.max_grad_norm
         self._norm_at_stage_0: float | None = None
         if stage == 0:
@@ -96,8 +104,10 @@ class Engine:
         return self._engine.module
 
     @property
-    def parameters(self) -> int:
-        return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in self.module.parameters())
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The whole shape of every parameter."""
+        named = self.module.named_parameters()
+        return {name: tuple(getattr(parameter, "ds_shape", parameter.shape)) for name, parameter in named}
 
     def train(self) -> None:
         self._engine.train()
@@ -130,7 +140,12 @@ class Engine:
         return StepOutcome(None if skipped or norm is None else float(norm), skipped, scale)
 
     def fragments(self) -> Iterator[Fragment]:
-        """This rank's share of every parameter's master weights and moments, on the CPU."""
+        """This rank's share of every parameter's master weights and moments, on the CPU.
+
+        A collective call while fp16 overflow has skipped every step so far, as there are no moments yet.
+        """
+        if not any("exp_avg" in state for state in self._torch_optimizer.state.values()):
+            self._make_states()
         self._link_states()
         for name, parameter in self._engine.module.named_parameters():
             yield from read_parameter(name, parameter, self._plain_state(parameter), self._engine.global_rank)
@@ -149,9 +164,7 @@ class Engine:
         if hasattr(self._engine.optimizer, "update_lp_params"):
             # Stages 1 and 2 set the master only; the weights of the forward follow from it.
             self._engine.optimizer.update_lp_params()
-        for state in self._torch_optimizer.state.values():
-            if torch.is_tensor(state.get("step")):
-                state["step"].fill_(steps)
+        self._set_updates(steps)
 
     def scaler_state(self) -> dict[str, Any]:
         """fp16's loss scaler as plain numbers."""
@@ -178,9 +191,18 @@ class Engine:
 
     def _make_states(self) -> None:
         """The optimizer's state must exist before it can be set: a step at rate zero on a loss of zero."""
+        scaler = self.scaler_state()
         batch = ghost(pad_id=0).to(self.device)
         self.backward(listwise_cross_entropy(self.score(batch), batch.present_GP, batch.weight_G))
         self.step(0.0)
+        self.load_scaler(scaler)  # it counts steps, and this was none
+        self._set_updates(0)
+
+    def _set_updates(self, count: int) -> None:
+        """The number of updates that AdamW's bias correction knows of."""
+        for state in self._torch_optimizer.state.values():
+            if torch.is_tensor(state.get("step")):
+                state["step"].fill_(count)
 
     def _link_states(self) -> None:
         """DeepSpeed links states to parameters after its first group's first step: later groups are missed."""
@@ -200,12 +222,12 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def deepspeed_config(
-    stage: int, precision: Precision, scaling: PrecisionConfig, clip: float, bucket: int, device: str
+    stage: int, precision: Precision, scaling: PrecisionConfig, clip: float, bucket: int
 ) -> dict[str, Any]:
     """DeepSpeed's own configuration.
 
     Accumulation is ours (`managed_gradient_accumulation: false`): any number of backwards, then one step.
-    That wants overlap_comm off except at stage 2.
+    That wants overlap_comm off except at stage 2, where it waits to be measured.
     """
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
@@ -215,7 +237,7 @@ def deepspeed_config(
         "steps_per_print": 10**12,
         "zero_optimization": {
             "stage": stage,
-            "overlap_comm": stage == 2 and device == "cuda",
+            "overlap_comm": False,
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
         },
@@ -234,6 +256,7 @@ def deepspeed_config(
     if precision is not Precision.fp32:
         # Sixteen bits lose small gradients over 32 micro-batches.
         config["data_types"] = {"grad_accum_dtype": "fp32"}
+        config["communication_data_type"] = "fp32"
     return config
 
 

@@ -7,6 +7,7 @@ maybe save. Everything that needs a paragraph lives elsewhere behind one verb.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ import torch.distributed as dist
 from reranker.data.collate import MicroBatch
 from reranker.data.permutation import keyed
 from reranker.data.plan import Step
+from reranker.errors import UserError
 from reranker.model.losses import listwise_cross_entropy
 from reranker.train.distributed import Ranks
 from reranker.train.schedule import learning_rate
@@ -57,6 +59,7 @@ class Meter:
     started: float = field(default_factory=time.perf_counter)
     waited: float = 0.0
     steps: int = 0
+    skipped: int = 0
     loss: torch.Tensor = field(init=False)
     groups: int = 0
     pairs: int = 0
@@ -85,7 +88,7 @@ class Meter:
             "train/learning_rate": rate,
             "train/grad_norm": outcome.grad_norm,
             "train/loss_scale": outcome.loss_scale,
-            "train/skipped": int(outcome.skipped),
+            "train/skipped": self.skipped,
             "speed/pairs_per_second": pairs / seconds,
             "speed/tokens_per_second": tokens / seconds,
             "data/useful_token_share": tokens / padded,
@@ -123,18 +126,35 @@ def run(
         rate = learning_rate(number, plan.total, plan.lr, plan.warmup)
         outcome = engine.step(rate)
         skipped.count += outcome.skipped
+        meter.skipped += outcome.skipped
         meter.groups, meter.steps, done = meter.groups + step.groups, meter.steps + 1, number + 1
         if plan.log_after(done):
-            log(done, meter.record(ranks, outcome, rate, step.epoch + (step.positions[-1] + 1) / step.groups_in_epoch))
+            record = meter.record(ranks, outcome, rate, step.epoch + (step.positions[-1] + 1) / step.groups_in_epoch)
+            log(done, record)
+            stop_if_lost(done, record["train/loss"], outcome)
             meter = Meter(ranks.device)
-        scores = None
+        scores, paused = None, time.perf_counter()
         if plan.evaluate_after(done):
             log(done, scores := evaluate())
             engine.train()
         if plan.save_after(done):
             save(done, step, scores)
-        if scores is not None or plan.save_after(done):
-            meter.started = time.perf_counter()  # evaluations and checkpoints are not training speed
+        meter.started += time.perf_counter() - paused  # evaluations and checkpoints are not training speed
+
+
+def stop_if_lost(step: int, loss: float, outcome: StepOutcome) -> None:
+    """Raise UserError, on every rank alike, if the weights can no longer learn anything.
+
+    An overflow that fp16's scaler has skipped is no loss: nothing was updated.
+    """
+    if math.isfinite(loss) or outcome.skipped:
+        return
+    error = UserError(
+        "train/loss", f"{loss} at step {step}", "a finite number",
+        "lower optim.lr or say precision=bf16 or fp32, then run again: it resumes from the last checkpoint",
+    )  # fmt: skip
+    error.agreed = True
+    raise error
 
 
 def take(batches: Iterator[MicroBatch], step: Step, ranks: Ranks, meter: Meter) -> list[MicroBatch]:

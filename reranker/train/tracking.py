@@ -7,9 +7,9 @@ checkpoint that is resumed, so that each step stands in it once.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import secrets
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ class Tracker:
     def __init__(
         self, run_dir: Path, name: str, config: TrackingConfig, settings: dict[str, Any], step: int, enabled: bool
     ) -> None:
-        self.run_id = run_id(run_dir, name)
+        self.run_id = run_id(run_dir) if enabled else None
         self._file: Any = None
         self._wandb: Any = None
         if not enabled:
@@ -54,15 +54,15 @@ class Tracker:
             self._file.close()
         if self._wandb is not None:
             try:
-                self._wandb.finish(quiet=True)
+                self._wandb.finish()
             except Exception as error:
                 self._give_up(error)
 
     def _start_wandb(self, run_dir: Path, name: str, config: TrackingConfig, settings: dict[str, Any]) -> None:
-        mode = wandb_mode(config.mode)
-        if mode == "disabled":
-            return
         try:
+            mode = wandb_mode(config.mode)
+            if mode == "disabled":
+                return
             import wandb
 
             # W&B's own words would run into the progress bar.
@@ -88,15 +88,15 @@ class Tracker:
         print(f"tracking: Weights & Biases failed ({reason}); {METRICS} goes on", file=sys.stderr)
 
 
-def run_id(run_dir: Path, name: str) -> str:
-    """The Weights & Biases run id of a run directory: the same for every resumption.
+def run_id(run_dir: Path) -> str:
+    """The Weights & Biases run id of a run directory: drawn once, then read from there.
 
-    Read from the run directory once it is written there, so that a moved directory keeps its run.
+    A directory that is moved keeps its run; one that is made anew under the same path begins another.
     """
     path = run_dir / "wandb_run_id"
-    if path.is_file():
-        return path.read_text("utf-8").strip()
-    return hashlib.sha256(f"{run_dir.resolve()}\n{name}".encode()).hexdigest()[:16]
+    if not path.is_file():
+        write_text(path, secrets.token_hex(8) + "\n")
+    return path.read_text("utf-8").strip()
 
 
 def wandb_mode(mode: TrackingMode) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 from pathlib import Path
@@ -58,11 +59,21 @@ def test_the_run_directory_holds_what_the_readme_says(printed: str) -> None:
     assert (RUN / "report" / "table.png").read_bytes().startswith(b"\x89PNG")
     steps = [json.loads(line)["step"] for line in (RUN / "metrics.jsonl").read_text().splitlines()]
     assert sorted(steps) == steps
-    assert steps[-1] == 50
+    settings = json.loads((RUN / "config.json").read_text("utf-8"))
+    groups = json.loads((RUN / "shards" / "manifest.json").read_text("utf-8"))["groups"]
+    assert settings["train"]["max_steps"] is None
+    assert steps[-1] == settings["train"]["epochs"] * math.ceil(groups / settings["batch"]["groups"])
+
+
+def test_the_model_card_holds_the_table_of_the_evaluation(printed: str) -> None:
     card = (RUN / "model" / "README.md").read_text("utf-8")
-    for row in rows().values():
-        if row["system"] != "fused":
-            assert f"{row['mrr']['value']:.4f}"[:4] in card
+    lines = card.split("## Performance\n")[1].split("\n## ")[0].splitlines()
+    for system, row in rows().items():
+        cells = [f"{row[metric]['value']:.3f} [{row[metric]['low']:.3f}, {row[metric]['high']:.3f}]"
+                 for metric in ("has_right_in_contexts", "mrr", "ndcg@10")]  # fmt: skip
+        assert f"| {system} | {' | '.join(cells)} |" in lines
+    precision = json.loads((RUN / "report" / "details.json").read_text("utf-8"))["environment"]["precision"]
+    assert any(f"Scored in {precision} (" in line for line in lines)
 
 
 def test_the_exported_model_scores_a_right_passage_above_a_wrong_one(printed: str) -> None:

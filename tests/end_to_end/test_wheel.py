@@ -33,6 +33,23 @@ def test_settings_scripts_documents_and_notices_are_in_the_wheel(wheel: Path) ->
     assert not [name for name in names if name.startswith(("tests/", "runs/"))]
 
 
+@pytest.mark.parametrize("script", ["demo.sh", "test.sh"])
+def test_a_script_that_wants_a_checkout_says_so_in_an_installed_package(
+    script: str, wheel: Path, tmp_path: Path
+) -> None:
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    finished = subprocess.run(
+        ["bash", str(tmp_path / "reranker" / "launch" / script)], cwd="/", capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 2
+    assert finished.stderr == (
+        f"error: {tmp_path / 'reranker'}: found no pyproject.toml beside launch/, expected a checkout of the "
+        "repository; run this script in one (an installed package has the reranker command and launch/local.sh)\n"
+    )
+    assert sorted(tmp_path.rglob("*")) == before  # no .venv
+
+
 def test_the_command_works_from_an_installed_wheel(wheel: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     subprocess.run(

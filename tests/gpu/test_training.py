@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.distributed.conftest import Inputs, make_inputs, records
-from tests.distributed.ranks import run_ranks
 
 pytestmark = pytest.mark.gpu
 STEPS = 12
@@ -21,11 +23,14 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
 
 
 def _train(inputs: Inputs, run_dir: Path, **values: object) -> list[float]:
-    jobs = run_dir.with_suffix(".json")
+    """The losses of a training in a process of its own, on the GPU unless `train.device` says otherwise."""
     common = {"train.max_steps": STEPS, "train.epochs": STEPS, "batch.per_gpu": 8, "train.device": "cuda"}
-    jobs.write_text(json.dumps([inputs.overrides(run_dir, **common, **values)]))
-    (rank,) = run_ranks(1, ["-m", "tests.distributed.train_many", str(jobs)])
-    assert rank.code == 0, rank.err
+    command = [sys.executable, "-m", "reranker", "train", *inputs.overrides(run_dir, **{**common, **values})]
+    place = {
+        name: value for name, value in os.environ.items() if name not in ("CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR")
+    }
+    finished = subprocess.run(command, env=place, capture_output=True, text=True, timeout=600, check=False)
+    assert finished.returncode == 0, finished.stderr
     return [record["train/loss"] for record in records(run_dir)]
 
 

@@ -217,10 +217,18 @@ def test_a_sweep_runs_every_job_and_tells_each_failure(
         return 0
 
     run = run_with(monkeypatch, job)
-    assert run("train", "--multirun", "data.shards=x", "optim.lr=1e-5,2e-5,3e-5") == 2
+    own = "run_dir=runs/lr-${optim.lr}"
+    assert run("train", "--multirun", "data.shards=x", own, "optim.lr=1e-5,2e-5,3e-5") == 2
     assert rates == [1e-5, 2e-5, 3e-5]
     assert "reranker: error: a: found b, expected c; d\n" in capsys.readouterr().err
-    assert "zero9" in line_of(capsys, "train", "--multirun", "data.shards=x", "deepspeed=zero1,zero9")
+    assert "zero9" in line_of(capsys, "train", "--multirun", "data.shards=x", own, "deepspeed=zero1,zero9")
+
+
+def test_a_sweep_wants_a_run_directory_for_each_job(capsys: pytest.CaptureFixture[str]) -> None:
+    assert line_of(capsys, "train", "--multirun", "data.shards=x", "optim.lr=1e-5,2e-5") == (
+        "run_dir: found one directory for all jobs of a sweep, expected one for each job; "
+        "say run_dir='runs/lr-${optim.lr}', for example"
+    )
 
 
 def test_what_every_rank_finds_is_said_by_rank_0_and_what_one_finds_by_that_one(

@@ -112,6 +112,22 @@ def test_a_model_that_scores_everything_alike_gets_the_worst_rank(evaluator: Cal
     assert found["mrr"] == pytest.approx(sum(1 / (1 + len(group["neg"])) for group in GROUPS) / len(GROUPS))
 
 
+def test_a_prompt_goes_before_the_query_as_in_training(directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "dev.jsonl").write_text(
+        json.dumps({"query": "수도는?", "pos": ["서울"], "neg": ["부산"], "prompt": "찾기:"})
+    )
+    tokenizer = load_tokenizer(str(directory))
+    seen: list[list[int]] = []
+
+    def score(ids_NL: torch.Tensor, types_NL: torch.Tensor, mask_NL: torch.Tensor) -> torch.Tensor:
+        seen.extend(ids[mask.bool()].tolist() for ids, mask in zip(ids_NL, mask_NL, strict=True))
+        return mask_NL.sum(dim=1).float()
+
+    evaluator = DevEvaluator(tmp_path / "dev.jsonl", PairTokenizer(tokenizer, Contract(64)))
+    evaluator.evaluate(score, 0, 1, _alone, torch.device("cpu"))
+    assert sorted(seen) == sorted(tokenizer("찾기: 수도는?", passage)["input_ids"] for passage in ("서울", "부산"))
+
+
 def test_a_score_that_is_not_finite_is_told_on_every_rank(evaluator: Callable[..., DevEvaluator]) -> None:
     ranks, evaluators = _Ranks(2), [evaluator(), evaluator()]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from reranker.config import DataConfig, Precision, TrainConfig
+from reranker.config import DataConfig, EvaluateConfig, FirstStageConfig, Precision, TrainConfig
 from reranker.data.collate import pad_pairs
 from reranker.data.tokenize import Contract, PairTokenizer
 from reranker.errors import UserError
+from reranker.evaluate.report import evaluate_command
 from reranker.export.huggingface import export_run, export_weights
 from reranker.export.model_card import CardFacts, model_card
 from reranker.model.cross_encoder import score_pairs
@@ -34,6 +36,11 @@ LONG_PASSAGE = [("정렬하는 방법은?", "리스트를 정렬하는 방법은
 LONG_QUERY = [("리스트를 정렬하는 방법은 무엇인가? " * 12, "sort() 함수가 있다. " * 12)]
 CONTRACT = Contract(max_length=96)
 ONLY_SECOND = Contract(max_length=96, truncation="only_second")
+
+
+def plain_card(text: str = "") -> Callable[[Path], str]:
+    """A model card of fixed text, whatever the weights."""
+    return lambda written: text
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +67,14 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory, base: Path, weights: dict[str, torch.Tensor]) -> Path:
     output = tmp_path_factory.mktemp("exports") / "model"
-    export_weights(weights, base, output, CONTRACT, "# card\n")
+    export_weights(weights, base, output, CONTRACT, plain_card("# card\n"))
     return output
 
 
 @pytest.fixture(scope="module")
 def only_second(tmp_path_factory: pytest.TempPathFactory, base: Path, weights: dict[str, torch.Tensor]) -> Path:
     output = tmp_path_factory.mktemp("exports") / "only_second"
-    export_weights(weights, base, output, ONLY_SECOND, "# card\n")
+    export_weights(weights, base, output, ONLY_SECOND, plain_card("# card\n"))
     return output
 
 
@@ -146,7 +153,7 @@ def test_the_config_carries_contract_and_the_dropout_of_the_base(only_second: Pa
 def test_weights_are_stored_in_the_asked_type(
     dtype: Precision, expected: torch.dtype, tmp_path: Path, base: Path, weights: dict[str, torch.Tensor]
 ) -> None:
-    export_weights(weights, base, tmp_path / "model", CONTRACT, "", dtype)
+    export_weights(weights, base, tmp_path / "model", CONTRACT, plain_card(), dtype)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
     assert model.dtype == expected
     torch.testing.assert_close(model.float().state_dict()["classifier.out_proj.weight"],
@@ -159,15 +166,17 @@ def test_weights_that_do_not_fit_are_refused_and_nothing_is_written(
     head = "classifier.out_proj.weight"
     without = {name: tensor for name, tensor in weights.items() if name != head}
     with pytest.raises(UserError, match=f"no {head}"):
-        export_weights(without, base, tmp_path / "model", CONTRACT, "")
+        export_weights(without, base, tmp_path / "model", CONTRACT, plain_card())
     with pytest.raises(UserError, match="an unknown lora"):
-        export_weights({**weights, "lora": torch.zeros(1)}, base, tmp_path / "model", CONTRACT, "")
+        export_weights({**weights, "lora": torch.zeros(1)}, base, tmp_path / "model", CONTRACT, plain_card())
     with pytest.raises(UserError, match=r"of shape \(2, 32\) instead of \(1, 32\)"):
-        export_weights({**weights, head: torch.zeros(2, 32)}, base, tmp_path / "model", CONTRACT, "")
+        export_weights({**weights, head: torch.zeros(2, 32)}, base, tmp_path / "model", CONTRACT, plain_card())
     with pytest.raises(UserError, match="dtype=bf16"):
-        export_weights({**weights, head: weights[head] + 1e6}, base, tmp_path / "model", CONTRACT, "", Precision.fp16)
+        export_weights(
+            {**weights, head: weights[head] + 1e6}, base, tmp_path / "model", CONTRACT, plain_card(), Precision.fp16
+        )
     with pytest.raises(UserError, match="not finite"):
-        export_weights({**weights, head: weights[head] / 0}, base, tmp_path / "model", CONTRACT, "")
+        export_weights({**weights, head: weights[head] / 0}, base, tmp_path / "model", CONTRACT, plain_card())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -175,15 +184,15 @@ def test_an_earlier_export_is_replaced_and_a_run_directory_never_is(
     tmp_path: Path, base: Path, weights: dict[str, torch.Tensor]
 ) -> None:
     output = tmp_path / "model"
-    export_weights(weights, base, output, CONTRACT, "first\n")
-    export_weights(weights, base, output, CONTRACT, "second\n")
+    export_weights(weights, base, output, CONTRACT, plain_card("first\n"))
+    export_weights(weights, base, output, CONTRACT, plain_card("second\n"))
     assert (output / "README.md").read_text() == "second\n"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.json").write_text('{"run_dir": "run"}')
     with pytest.raises(UserError, match="holds something else"):
-        export_weights(weights, base, run, CONTRACT, "")
+        export_weights(weights, base, run, CONTRACT, plain_card())
     assert (run / "config.json").is_file()
 
 
@@ -199,21 +208,97 @@ def test_a_run_is_exported_with_what_it_knows_of_itself(
     assert "| dev MRR | 0.8125 |" in card
     assert "| steps of this checkpoint | 120 |" in card
     assert "| precision | bf16 |" in card, "what the run used, not the `auto` that was asked for"
-    assert "not evaluated" in card
+    assert "This card has no evaluation of exactly these weights" in card
     last = export_run(run, "last", tmp_path / "last")
     assert (plain_scores(last, SHORT) - plain_scores(output, SHORT)).abs().max() > 1e-3
-    (run / "report").mkdir()
-    row = {"system": "fine-tuned", "queries": 500, "mrr": {"value": 0.87, "low": 0.85, "high": 0.89}}
-    (run / "report" / "table.json").write_text(json.dumps([row]))
-    export_run(run)
-    card = (output / "README.md").read_text("utf-8")
-    assert "| fine-tuned |  | 0.870 [0.850, 0.890] |  |" in card
-    assert "500 queries" in card
-    assert "not evaluated" not in card
-    with pytest.raises(UserError, match=r"none\.json"):
-        export_run(run, report=tmp_path / "none.json")
     with pytest.raises(UserError, match="fp32, fp16 or bf16"):
         export_run(run, dtype=Precision.auto)
+
+
+@pytest.fixture
+def evaluated(tmp_path: Path, base: Path, weights: dict[str, torch.Tensor]) -> Path:
+    """A run as the demo has it behind its fifth step: trained, exported, and the exported model evaluated."""
+    run = make_run(tmp_path / "run", base, weights)
+    export_run(run)
+    corpus = [{"id": str(number), "text": f"{'정렬 ' * number}방법 {number}"} for number in range(6)]
+    queries = [{"qid": row["id"], "query": row["text"], "pos": row["id"]} for row in corpus]
+    for name, records in (("corpus", corpus), ("queries", queries)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    evaluate_command(EvaluateConfig(
+        model=str(run / "model"), corpus=str(tmp_path / "corpus.jsonl"), queries=str(tmp_path / "queries.jsonl"),
+        output=str(run / "report"), first_stage=FirstStageConfig(analyzer="words"), resamples=100, max_length=64,
+    ))  # fmt: skip
+    return run
+
+
+def performance(directory: Path) -> str:
+    """That section of the card."""
+    return (directory / "README.md").read_text("utf-8").split("## Performance\n")[1].split("\n## ")[0]
+
+
+def test_an_evaluated_model_is_exported_again_with_its_table(
+    evaluated: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, rows = evaluated / "model", json.loads((evaluated / "report" / "table.json").read_text())
+    before = (model / "model.safetensors").read_bytes()
+    assert "This card has no evaluation" in performance(model)
+    capsys.readouterr()
+    for report in (None, evaluated / "report" / "table.json"):
+        export_run(evaluated, report=report)
+        assert (model / "model.safetensors").read_bytes() == before
+        assert [row["system"] for row in rows] == ["without-reranker", "fine-tuned", "fused"]
+        for row in rows:
+            cells = [f"{row[metric]['value']:.3f} [{row[metric]['low']:.3f}, {row[metric]['high']:.3f}]"
+                     for metric in ("has_right_in_contexts", "mrr", "ndcg@10")]  # fmt: skip
+            assert f"\n| {row['system']} | {' | '.join(cells)} |\n" in performance(model)
+        assert "\n6 queries. Scored in fp32 (cpu), at most 64 tokens a pair. In brackets:" in performance(model)
+        assert "no evaluation" not in performance(model)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_table_of_other_weights_is_left_out_of_the_card_and_refused_where_it_was_asked_for(
+    evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = evaluated / "report" / "table.json"
+    said = (f"{table}: found a table of other weights ({evaluated}/model as it was evaluated), expected one of exactly "
+            "the exported weights; evaluate the exported model again, then export again")  # fmt: skip
+    for number, other in enumerate(({"checkpoint": "last"}, {"dtype": Precision.fp16})):
+        capsys.readouterr()
+        output = export_run(evaluated, output=tmp_path / f"out{number}", **other)  # type: ignore[arg-type]
+        assert capsys.readouterr().err == f"no table in the model card: {said}\n"
+        assert "This card has no evaluation of exactly these weights" in performance(output)
+        assert "fine-tuned" not in performance(output)
+        with pytest.raises(UserError) as caught:
+            export_run(evaluated, output=tmp_path / "refused", report=table, **other)  # type: ignore[arg-type]
+        assert str(caught.value) == said
+        assert not [path for path in tmp_path.iterdir() if "refused" in path.name]
+    assert "reranker export run=RUN dtype=fp16" in performance(tmp_path / "out1")
+
+
+def test_a_table_without_its_details_or_changed_by_hand_is_not_taken(
+    evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, details = evaluated / "report" / "table.json", evaluated / "report" / "details.json"
+
+    def said() -> str:
+        capsys.readouterr()
+        assert "fine-tuned" not in performance(export_run(evaluated))
+        with pytest.raises(UserError) as caught:
+            export_run(evaluated, report=table)
+        line = capsys.readouterr().err
+        assert line == f"no table in the model card: {caught.value}\n"
+        return str(caught.value)
+
+    rows = json.loads(table.read_text())
+    rows[1]["mrr"]["value"] = 0.999
+    table.write_text(json.dumps(rows))
+    assert said().startswith(f"{table}: found another table than the one of {details}, expected")
+    details.write_text('{"inputs": {}}')
+    assert said().startswith(f"{details}: found another form of JSON, expected")
+    details.unlink()
+    assert said().startswith(f"{details}: found no such file, expected")
+    with pytest.raises(UserError, match=r"none\.json: found no such file"):
+        export_run(evaluated, report=tmp_path / "none.json")
 
 
 def test_a_directory_that_is_no_run_is_named(tmp_path: Path) -> None:
@@ -242,10 +327,61 @@ def test_the_recipe_is_not_called_its_own_without_the_difference() -> None:
     assert "| gradient accumulation | 8 |" in card
 
 
+@pytest.mark.parametrize(
+    ("data", "sentences"),
+    [
+        ({"group_size": 2}, "The loss sees 2 passages of each at a time, 1 positive and 1 negative."),
+        ({"group_size": 3, "short_groups": "repeat"},
+         "The loss sees 3 passages of each at a time, 1 positive and 2 negative. "
+         "A group with fewer negatives repeats them."),
+        ({"group_size": 3, "short_groups": "error"},
+         "The loss sees 3 passages of each at a time, 1 positive and 2 negative."),
+        ({"group_size": 5, "short_groups": "shrink", "negatives": {"random": 0.5}},
+         "The loss sees at most 5 passages of each at a time, 1 positive and at most 4 negative. "
+         "A group with fewer negatives stays smaller. "
+         "Random passages of other groups make up 2 of the at most 4 negatives."),
+        ({"group_size": 5, "short_groups": "error", "negatives": {"warmup": 0.25, "random": 0.25, "hardest": 10}},
+         "The loss sees 5 passages of each at a time, 1 positive and 4 negative. "
+         "In the first 25% of the training all negatives are random passages of other groups, afterwards 1 of the 4. "
+         "Of a group's own negatives only the first 10 are used."),
+        ({"group_size": 5, "short_groups": "error", "negatives": {"warmup": 0.1, "random": 0.1}},
+         "The loss sees 5 passages of each at a time, 1 positive and 4 negative. "
+         "In the first 10% of the training all negatives are random passages of other groups, afterwards none of the 4."),
+        ({"group_size": 5, "short_groups": "error", "negatives": {"random": 1.0}},
+         "The loss sees 5 passages of each at a time, 1 positive and 4 negative. "
+         "All negatives are random passages of other groups."),
+    ],
+)  # fmt: skip
+def test_the_card_says_which_passages_the_loss_saw(data: dict[str, Any], sentences: str) -> None:
+    written = model_card(CardFacts("ko", "base", False, CONTRACT, "fp32", settings={"data": data}))
+    assert f" with its positive and negative passages. {sentences}\n\n## Performance" in written
+
+
+def test_the_training_table_names_what_is_not_the_default() -> None:
+    def table(**settings: Any) -> list[str]:
+        written = model_card(CardFacts("ko", "base", False, CONTRACT, "fp32", settings=settings))
+        return written.split("## Training")[1].splitlines()
+
+    usual = asdict(TrainConfig(data=DataConfig(shards="shards")))
+    plain = table(model=usual["model"], data=usual["data"] | {"short_groups": "repeat"})
+    negatives = {"warmup": 0.25, "random": 0.5, "hardest": 30}
+    added = table(model=usual["model"] | {"gradient_checkpointing": True},
+                  data=usual["data"] | {"short_groups": "shrink", "negatives": negatives})  # fmt: skip
+    assert [line for line in added if line not in plain] == [
+        "| groups with too few negatives | shrink |",
+        "| random negatives only | the first 0.25 of the training |",
+        "| random negatives | 0.5 of a group's |",
+        "| own negatives | the first 30 of a group |",
+        "| gradient checkpointing | yes |",
+    ]
+    assert set(plain) < set(added)
+
+
 def test_unknown_facts_leave_no_trace_in_the_card() -> None:
     card = model_card(CardFacts("ko", "base", False, CONTRACT, "fp32"))
     assert "None" not in card
-    for absent in ("learning rate", "dev ", "steps of this", "versions", "accumulation", "seed", "recipe"):
+    for absent in ("learning rate", "dev ", "steps of this", "versions", "accumulation", "seed", "recipe", "negatives",
+                   "checkpointing"):  # fmt: skip
         assert absent not in card.split("## Training")[1]
 
 
@@ -272,6 +408,9 @@ class OneRank:
         return [value]
 
     def barrier(self) -> None: ...
+
+    def together(self, work: Callable[[], Any]) -> Any:
+        return work()
 
 
 def make_run(run: Path, base: Path, weights: dict[str, torch.Tensor]) -> Path:

@@ -61,6 +61,11 @@ def test_optional_keys_are_kept_and_others_passed_over(tmp_path: Path) -> None:
     assert list(read_groups(path)) == [Group("q", ("p",), ("n", "m"), (2.0,), (0.5, -1.0), "7", "search: ")]
 
 
+def test_the_query_as_the_model_reads_it_has_the_prompt_before_it() -> None:
+    assert Group("수도는?", ("서울",), ("부산",), prompt="찾기:").prompted_query == "찾기: 수도는?"
+    assert GROUP.prompted_query == "수도는?"
+
+
 def test_triplet_arrays_are_groups_with_one_negative(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", '["수도는?", "서울", "부산"]\n'.encode())
     assert list(read_groups(path)) == [Group("수도는?", ("서울",), ("부산",))]

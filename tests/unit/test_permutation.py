@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tracemalloc
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -83,7 +84,7 @@ def test_few_elements_stay_where_they_were(large: list[int]) -> None:
 @pytest.mark.parametrize("bit", range(16))
 def test_no_bit_of_neighbours_is_related(bit: int, large: list[int]) -> None:
     bits = [element >> bit & 1 for element in large]
-    differing = sum(a != b for a, b in zip(bits, bits[1:], strict=False))
+    differing = sum(a != b for a, b in pairwise(bits))
     # A coin thrown 65,535 times; six standard deviations.
     assert abs(differing - (N - 1) / 2) < 6 * math.sqrt(N) / 2
 
@@ -99,7 +100,7 @@ def test_no_distance_between_positions_is_kept(distance: int, large: list[int]) 
 
 
 def test_elements_rise_as_often_as_they_fall(large: list[int]) -> None:
-    rises = sum(a < b for a, b in zip(large, large[1:], strict=False))
+    rises = sum(a < b for a, b in pairwise(large))
     assert abs(rises - N / 2) < 6 * math.sqrt(N / 12)
 
 

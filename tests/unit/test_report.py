@@ -3,14 +3,17 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from reranker.config import EvaluateConfig, FirstStageConfig
+from reranker import __version__
+from reranker.config import Device, EvaluateConfig, FirstStageConfig, Precision
 from reranker.errors import UserError
+from reranker.evaluate import report
 from reranker.evaluate.report import FILES, evaluate_command
 from tests.tiny import tiny_model
 
@@ -79,11 +82,15 @@ def test_the_table_holds_the_systems_with_their_metrics_and_intervals(
     markdown = (tmp_path / "report/table.md").read_text()
     assert f"| fine-tuned | {rows[2]['has_right_in_contexts']['value']:.3f} [" in markdown
     assert "32 queries, 32 passages; first stage BM25 (words, k1=0.9, b=0.4), depth 8, 3 contexts" in markdown
+    assert "Scored in fp32 (cpu)." in markdown
     assert (tmp_path / "report/table.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
-    assert max(map(len, printed.splitlines()[:-1])) <= 80
+    assert "…" not in printed, "a cell that did not fit into the 80 columns of the terminal"
     assert "has-right-in-contexts" in printed
-    assert f"{rows[1]['mrr']['value']:.3f}" in printed
+    for row in rows:
+        cells = [f"{row[metric]['value']:.3f}" for metric in ("has_right_in_contexts", "mrr", "ndcg@10")]
+        assert [row["system"], *cells] in [line.split() for line in printed.splitlines()]
+    assert "Scored in fp32 (cpu)." in " ".join(printed.split())
 
 
 def test_unchanged_inputs_show_the_saved_table_and_changed_ones_do_not(
@@ -132,6 +139,33 @@ def test_an_interrupted_evaluation_keeps_the_scores_it_had_and_leaves_no_report(
     shown = capsys.readouterr().err
     assert "fine-tuned:" in shown
     assert "base:" not in shown  # not scored a second time
+
+
+def test_scores_of_another_version_device_or_precision_are_not_taken_over(
+    inputs: Callable[..., EvaluateConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def scored(**changes: Any) -> list[str]:
+        capsys.readouterr()
+        evaluate_command(inputs(sample=4, device=Device.cpu, **changes))
+        shown = capsys.readouterr().err
+        return [system for system in ("base", "fine-tuned") if f"{system}:" in shown]
+
+    assert scored() == ["base", "fine-tuned"]
+    here = json.loads((tmp_path / "report/details.json").read_text())["environment"]
+    assert here == {"device": "cpu", "precision": "fp32", "reranker": __version__, "torch": version("torch"),
+                    "transformers": version("transformers")}  # fmt: skip
+    for changed in here:
+        # The report of another machine or installation, with all else equal.
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr(report, "environment_of", lambda config, other=changed: here | {other: "other"})
+            assert scored() == ["base", "fine-tuned"], changed
+        assert scored() == ["base", "fine-tuned"], changed
+    assert scored(precision=Precision.fp32) == []  # what auto means here
+    (tmp_path / "report/details.json").unlink()
+    assert scored() == []
+    assert scored(precision=Precision.bf16) == ["base", "fine-tuned"]
+    assert "Scored in bf16 (cpu)." in (tmp_path / "report/table.md").read_text()
 
 
 def test_without_a_base_the_table_has_no_such_row(

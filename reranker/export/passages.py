@@ -1,0 +1,54 @@
+"""The settings of a training's passages -> what its model card says of them. Pure functions.
+
+In: the `data` of a resolved training config; keys may be missing. Out: sentences and rows of a table, true for
+every setting of short groups and random negatives that `reranker.data.choose` knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from reranker.config import DataConfig, NegativesConfig, ShortGroups
+from reranker.data.choose import Choice
+
+
+def sentences(data: Mapping[str, Any]) -> list[str]:
+    """Which passages of a group the loss sees."""
+    if "group_size" not in data:
+        return []
+    size, places = data["group_size"], data["group_size"] - 1
+    short, negatives = _short(data), data.get("negatives") or {}
+    most = "at most " if short is ShortGroups.shrink else ""
+    said = [f"The loss sees {most}{size} passages of each at a time, 1 positive and {most}{places} negative."]
+    if places > 1 and short is not ShortGroups.error:
+        done = "repeats them" if short is ShortGroups.repeat else "stays smaller"
+        said.append(f"A group with fewer negatives {done}.")
+    warmup, random = negatives.get("warmup", 0.0), Choice(size, random=negatives.get("random", 0.0)).random_count(1.0)
+    if warmup >= 1 or random == places:
+        said.append("All negatives are random passages of other groups.")
+    elif warmup:
+        said.append(f"In the first {100 * warmup:g}% of the training all negatives are random passages of other "
+                    f"groups, afterwards {random or 'none'} of the {most}{places}.")  # fmt: skip
+    elif random:
+        said.append(f"Random passages of other groups make up {random} of the {most}{places} negatives.")
+    if hardest := negatives.get("hardest"):
+        said.append(f"Of a group's own negatives only the first {hardest} are used.")
+    return said
+
+
+def rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(parameter, value) of those settings that are not the default."""
+    usual, negatives, short = NegativesConfig(), data.get("negatives") or {}, _short(data)
+    forms = {
+        "warmup": ("random negatives only", "the first {:g} of the training"),
+        "random": ("random negatives", "{:g} of a group's"),
+        "hardest": ("own negatives", "the first {} of a group"),
+    }
+    found = [(name, form.format(negatives[key])) for key, (name, form) in forms.items()
+             if negatives.get(key, getattr(usual, key)) != getattr(usual, key)]  # fmt: skip
+    return found if short is DataConfig.short_groups else [("groups with too few negatives", short.value), *found]
+
+
+def _short(data: Mapping[str, Any]) -> ShortGroups:
+    return ShortGroups(data.get("short_groups", DataConfig.short_groups.value))

@@ -1,0 +1,67 @@
+"""A report of `reranker evaluate` -> what the model card may say of the weights that are exported.
+
+In: table.json, details.json beside it, the directory that the weights were written to. Out: the table and how it
+was scored, if the weights that were evaluated are these, byte for byte. A table of other weights is never shown:
+one that merely lies there is left out with a line that says so, one that was asked for is refused.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reranker.errors import UserError
+from reranker.evaluate.table import scored
+from reranker.files import read_json, sha256
+
+FIX = "evaluate the exported model again, then export again"
+
+
+@dataclass(frozen=True)
+class Performance:
+    """What an evaluation found.
+
+    Attributes:
+        rows: of table.json, `{"system", "queries", metric: {"value", "low", "high"}}`.
+        scored: how the rerankers scored, in words.
+    """
+
+    rows: Sequence[Mapping[str, Any]]
+    scored: str
+
+
+def performance_of(weights: Path, table: Path, required: bool) -> Performance | None:
+    """The performance of the *.safetensors in `weights` by the report that `table` (table.json) is part of.
+
+    None if there is no such file, and with a line on standard error if it is not about these weights. Where the
+    table is `required`, both raise UserError.
+    """
+    if not required and not table.is_file():
+        return None
+    try:
+        return _read(weights, table)
+    except UserError as error:
+        if required:
+            raise
+        print(f"no table in the model card: {error}", file=sys.stderr)
+        return None
+
+
+def _read(weights: Path, table: Path) -> Performance:
+    beside = table.parent / "details.json"
+    rows, details = read_json(table, FIX), read_json(beside, FIX)
+    try:
+        name, files = details["inputs"]["model"]["name"], details["inputs"]["model"].get("files", {})
+        evaluated = {Path(path).name: entry["sha256"] for path, entry in files.items() if path.endswith(".safetensors")}
+        described, how = details["files"]["table.json"], scored(details)
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(beside, "another form of JSON", "what reranker evaluate writes", FIX) from None
+    if sha256(table) != described:
+        raise UserError(table, f"another table than the one of {beside}", "both of one evaluation", FIX)
+    if evaluated != {path.name: sha256(path) for path in weights.glob("*.safetensors")}:
+        raise UserError(table, f"a table of other weights ({name} as it was evaluated)",
+                        "one of exactly the exported weights", FIX)  # fmt: skip
+    return Performance(rows, how)

@@ -1,0 +1,116 @@
+"""Kill -9 and a full disk in the middle of a checkpoint: the checkpoints before it stay, and training goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reranker.train.checkpoint import DIRECTORY, Pieces, damage, newest, read_state, read_weights
+from tests.distributed.conftest import Inputs, records
+from tests.distributed.ranks import Finished, start, train, until
+
+STEPS = 60
+
+
+def settings(**more: Any) -> dict[str, Any]:
+    """60 steps with a checkpoint behind each; only the newest one is kept."""
+    return {
+        "batch.per_gpu": 16, "train.epochs": STEPS // 3, "train.save_every": 1, "train.keep_last": 1,
+        "precision": "fp32", "deepspeed": "zero2", **more,
+    }  # fmt: skip
+
+
+def losses(run_dir: Path) -> list[tuple[int, float]]:
+    return [(record["step"], record["train/loss"]) for record in records(run_dir)]
+
+
+def steps_saved(run_dir: Path) -> int:
+    """The step of the newest checkpoint, which must be whole; 0 without one."""
+    path, passed = newest(run_dir)
+    assert passed == []  # a checkpoint that is torn has never had a name
+    if path is None:
+        return 0
+    assert damage(path) is None
+    assert read_weights(path).keys() == set(Pieces(path).names)
+    return int(read_state(path)["step"])
+
+
+def killed_while_writing(inputs: Inputs, run: Path, file: str, victims: tuple[int, ...]) -> list[Finished]:
+    """Train on 2 ranks and kill -9 `victims` the moment that `file` stands in a staging directory."""
+    job = start(2, ["train", *inputs.overrides(run, **settings())])
+    before = steps_saved(run)
+    try:
+
+        def writing() -> bool:
+            assert job.running, f"the training was over before {file} was seen"
+            return any(
+                (staging / file).exists() and int(staging.name[len(".step-") : -len(".staging")]) >= before + 3
+                for staging in (run / DIRECTORY).glob(".step-*.staging")
+            )
+
+        until(writing, lambda: f"{file} was never seen in a staging directory")
+        job.kill(*victims)
+        return job.wait()
+    finally:
+        job.end()
+
+
+def test_a_checkpoint_is_whole_or_absent_whenever_ranks_are_killed_while_writing_it(
+    inputs: Inputs, tmp_path: Path
+) -> None:
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    train(2, inputs.overrides(whole, **settings()))
+    moments = [
+        ("", (0,)),
+        ("", (1,)),
+        ("fragments-00000.safetensors", (0,)),
+        ("fragments-00001.safetensors", (1,)),
+        ("fragments-00001.safetensors", (0, 1)),
+        ("state.json", (0,)),
+        ("state.json", (0, 1)),
+    ]
+    saved = 0
+    for file, victims in moments:
+        ranks = killed_while_writing(inputs, run, file, victims)
+        for number, rank in enumerate(ranks):
+            assert rank.code == -9 if number in victims else rank.code != 0, (file, victims, rank.err)
+        now = steps_saved(run)
+        assert now >= saved + 2, "the checkpoints before the one that was torn are lost"
+        saved = now
+    assert saved < STEPS
+    # The same command once more: after seven deaths the losses are those of a training that had none.
+    ranks = train(2, inputs.overrides(run, **settings()))
+    assert f"resuming behind step {saved}\n" in ranks[0].err
+    assert [step for step, _ in losses(run)] == list(range(1, STEPS + 1))
+    assert losses(run) == losses(whole)
+    assert (run / "model" / "model.safetensors").read_bytes() == (whole / "model" / "model.safetensors").read_bytes()
+    assert [path.name for path in (run / DIRECTORY).iterdir()] == [f"step-{STEPS:08d}"]
+
+
+@pytest.mark.parametrize("full", [(1,), (0, 1)], ids=["on-rank-1", "on-all-ranks"])
+@pytest.mark.parametrize("stage", ["zero2", "zero3"])
+def test_a_disk_that_is_full_leaves_the_old_checkpoint_whole_and_ends_the_job(
+    inputs: Inputs, tmp_path: Path, full: tuple[int, ...], stage: str
+) -> None:
+    run = tmp_path / "run"
+    values = settings(deepspeed=stage) | {"train.max_steps": 6}
+    train(2, inputs.overrides(run, **values))
+    before = {path: path.read_bytes() for path in (run / DIRECTORY).rglob("*") if path.is_file()}
+    longer = inputs.overrides(run, **values | {"train.max_steps": 9})
+    limit = max(len(content) for content in before.values()) // 2  # metrics fit, a rank's share of the state does not
+    job = start(2, ["train", *longer], file_limits=dict.fromkeys(full, limit))
+    try:
+        ranks = job.wait()  # no rank waits for one that has ended
+    finally:
+        job.end()
+    assert all(rank.code > 0 for rank in ranks), ranks
+    assert any("File too large" in ranks[rank].err for rank in full)
+    assert steps_saved(run) == 6
+    assert {path: path.read_bytes() for path in before} == before
+
+    ranks = train(2, longer)  # space again
+    assert "resuming behind step 6\n" in ranks[0].err
+    assert steps_saved(run) == 9
+    assert [path.name for path in (run / DIRECTORY).iterdir()] == ["step-00000009"]

@@ -1,0 +1,362 @@
+"""Every command on bad input ends with one line that says where, what was found, what was expected, what to do.
+
+The table holds command, mistake, exact line. It is run in a directory of broken inputs, so that the lines hold
+short relative paths. `train` is run on two ranks, and on one where the line differs: all of them end with 2, rank 0 alone says the line,
+and no run directory is left. Nothing else in the directory changes either.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+from reranker import cli
+from reranker.data.manifest import load_manifest
+from reranker.data.order import Order
+from reranker.data.plan import plan_fixed
+from reranker.files import sha256
+from reranker.groups import write_groups
+from reranker.prepare.pack import pack
+from reranker.train.checkpoint import newest
+from tests.distributed.conftest import Inputs, make_groups, records
+from tests.distributed.ranks import Finished, free_port, launch, naming, run, start, train
+from tests.tiny import tiny_model
+
+GOOD = '{"query": "q", "pos": ["p"], "neg": ["n"]}\n'
+
+FILES = {
+    "good.jsonl": GOOD,
+    "pos_string.jsonl": GOOD + '{"query": "q", "pos": "one passage", "neg": ["n"]}\n',
+    "neg_empty.jsonl": GOOD + GOOD + '{"query": "q", "pos": ["p"], "neg": []}\n',
+    "pos_empty.jsonl": '{"query": "q", "pos": [], "neg": ["n"]}\n',
+    "neg_number.jsonl": '{"query": "q", "pos": ["p"], "neg": ["n", 3]}\n',
+    "query_empty.jsonl": '{"query": "  ", "pos": ["p"], "neg": ["n"]}\n',
+    "renamed.jsonl": '{"query": "q", "positive": ["p"], "neg": ["n"]}\n',
+    "scores.jsonl": '{"query": "q", "pos": ["p"], "neg": ["n"], "neg_scores": [1, 2]}\n',
+    "pair.jsonl": '["q", "p"]\n',
+    "torn.jsonl": GOOD + '{"query": "q", "pos": ["p"\n',
+    "empty.jsonl": "\n",
+    "corpus.jsonl": '{"id": "a", "text": "가"}\n{"id": "b", "text": "나"}\n',
+    "corpus_twice.jsonl": '{"id": "a", "text": "가"}\n{"id": "a", "text": "나"}\n',
+    "corpus_no_text.jsonl": '{"id": "a", "body": "가"}\n',
+    "queries.jsonl": '{"qid": "1", "query": "가", "pos": "a"}\n',
+    "queries_elsewhere.jsonl": '{"qid": "1", "query": "가", "pos": "c"}\n',
+    "queries_empty.jsonl": "",
+    "requests.jsonl": '{"query": "q", "passages": ["p"]}\n',
+    "passages_string.jsonl": '{"query": "q", "passages": "p"}\n',
+    "passages_renamed.jsonl": '{"query": "q", "passage": ["p"]}\n',
+    "a_file": "x",
+    "other/notes.txt": "x",
+    "run_without_config/metrics.jsonl": "",
+}
+
+TRAIN = "train data.shards=shards model.name=model data.max_length=48 tracking=none data.workers=1 precision=fp32"
+EVALUATE = "evaluate model=model corpus=corpus.jsonl queries=queries.jsonl first_stage.analyzer=bigrams"
+SCORE = "score model=model input=requests.jsonl"
+
+MISTAKES: dict[str, str] = {
+    "pack output=new": "groups: found no value, expected groups, one JSON object a line (.jsonl, .jsonl.gz, .jsonl.zst); say groups=...",
+    "pack groups=nowhere.jsonl output=new": "groups: found nowhere.jsonl, no such file, expected groups, one JSON object a line; check the path",
+    "pack groups=pos_string.jsonl output=new": 'pos_string.jsonl:2: found "pos" a string \'one passage\', expected a list of strings; write "pos": ["..."]',
+    "pack groups=neg_empty.jsonl output=new": 'neg_empty.jsonl:3: found an empty "neg" list, expected at least one passage; mine negatives for the group or leave it out',
+    "pack groups=pos_empty.jsonl output=new": 'pos_empty.jsonl:1: found an empty "pos" list, expected at least one passage; add a passage or leave it out',
+    "pack groups=neg_number.jsonl output=new": "neg_number.jsonl:1: found \"neg\"[1] a number '3', expected a string; write it as text",
+    "pack groups=query_empty.jsonl output=new": 'query_empty.jsonl:1: found an empty "query", expected some text; fill it in or leave the record out',
+    "pack groups=renamed.jsonl output=new": 'renamed.jsonl:1: found keys [\'neg\', \'positive\', \'query\'], expected a key "pos"; write {"query": "...", "pos": ["..."], "neg": ["..."]}',
+    "pack groups=scores.jsonl output=new": 'scores.jsonl:1: found "neg_scores" 2 of them, expected 1 numbers, one a passage; mend or remove "neg_scores"',
+    "pack groups=pair.jsonl output=new": "pair.jsonl:1: found an array of 2, expected [query, positive, negative]; write three texts",
+    "pack groups=torn.jsonl output=new": 'torn.jsonl:2: found \'{"query": "q", "pos": ["p"\' (Expecting \',\' delimiter at column 27), expected one JSON value a line; write each record on one line of its own',
+    "pack groups=latin1.jsonl output=new": "latin1.jsonl:2: found bytes that are not UTF-8 (<reason>), expected UTF-8 text; convert the file, for example with iconv",
+    "pack groups=cut.jsonl.gz output=new": "cut.jsonl.gz: found a file that cannot be read to its end (<reason>), expected a whole file; copy or make the file anew",
+    "pack groups=empty.jsonl output=new": 'empty.jsonl: found an empty file, expected one group a line, {"query": "...", "pos": ["..."], "neg": ["..."]}; check how the file was made',
+    "pack groups=good.jsonl output=other": "output: found other, which holds notes.txt, expected a directory to make; move it away or choose another one",
+    "pack groups=good.jsonl output=a_file": "output: found a_file, a file, expected a directory to make; move it away or choose another one",
+    "pack groups=good.jsonl output=shards": "output: found shards with shards of other groups, expected a directory to make; choose another one or say overwrite=true",
+    "pack groups=good.jsonl output=new groups_per_shard=0": "groups_per_shard: found 0, expected 1 or more; change the value",
+    "pack groups=good.jsonl output=new groups_per_shard=many": "groups_per_shard: found 'many', expected int; say groups_per_shard=2048, for example",
+    "pack group=good.jsonl output=new": "group: found an unknown key, expected a key of pack; did you mean groups?",
+    "evaluate corpus=corpus.jsonl queries=queries.jsonl": "model: found no value, expected directory or hub name of the fine-tuned reranker; say model=...",
+    f"{EVALUATE} model=nowhere/at/all": "model: found nowhere/at/all, which does not exist, expected a Hugging Face model directory or hub name; check the path",
+    f"{EVALUATE} model=model_no_config": "model: found model_no_config, a directory without config.json, expected a Hugging Face model directory; check the path",
+    f"{EVALUATE} model=model_no_weights": "model: found model_no_weights, which cannot be loaded (<reason>), expected a Hugging Face encoder directory or hub name; check the name and the network",
+    f"{EVALUATE} model=model_cut": "model: found model_cut, which cannot be loaded (<reason>), expected a Hugging Face encoder directory or hub name; check the name and the network",
+    f"{EVALUATE} base=./nowhere": "base: found ./nowhere, which does not exist, expected a Hugging Face model directory or hub name; check the path",
+    f"{EVALUATE} corpus=nowhere.jsonl": "corpus: found nowhere.jsonl, which does not exist, expected a file; check the path",
+    f"{EVALUATE} corpus=corpus_twice.jsonl": 'corpus_twice.jsonl:2: found a second passage "a", expected ids that differ; rename or remove one',
+    f"{EVALUATE} corpus=corpus_no_text.jsonl": 'corpus_no_text.jsonl:1: found keys [\'body\', \'id\'], expected a key "text"; write {"id": "...", "text": "..."}',
+    f"{EVALUATE} queries=nowhere.jsonl": "queries: found nowhere.jsonl, which does not exist, expected a file; check the path",
+    f"{EVALUATE} queries=queries_elsewhere.jsonl": "queries_elsewhere.jsonl:1: found \"pos\" 'c', expected the id of a passage in the corpus; add the passage to the corpus or leave the query out",
+    f"{EVALUATE} queries=queries_empty.jsonl": 'queries_empty.jsonl: found an empty file, expected one {"qid": "...", "query": "...", "pos": "..."} a line; check how the file was made',
+    f"{EVALUATE} contexts=9 depth=5": "contexts: found 9, expected at most depth=5; raise depth or lower it",
+    f"{EVALUATE} depth=0": "depth: found 0, expected 1 or more; change the value",
+    f"{EVALUATE} output=a_file": "output: found a_file, a file, expected a directory; name another one",
+    f"{EVALUATE} first_stage.analyzer=kiwis": "first_stage.analyzer: found 'kiwis', expected one of kiwi, words, bigrams; did you mean kiwi?",
+    f"{EVALUATE} precision=fp16": "precision: found fp16 on a CPU, expected fp32, bf16 or auto; say precision=fp32",
+    f"{EVALUATE} modell=model": "modell: found an unknown key, expected a key of evaluate; did you mean model?",
+    "export": "run: found no value, expected run directory of a training; say run=...",
+    "export run=nowhere": "nowhere/config.json: found no such file, expected a JSON file; name the run_dir of a training",
+    "export run=other": "other/config.json: found no such file, expected a JSON file; name the run_dir of a training",
+    "export run=run_without_config": "run_without_config/config.json: found no such file, expected a JSON file; name the run_dir of a training",
+    "export run=run_untrained": "run: found no checkpoint in run_untrained/checkpoints, expected a complete checkpoint; train first, or check the path",
+    "export run=run_torn": "run: found run_torn/checkpoints/step-00000003: passed over, no readable manifest.json, expected a complete checkpoint; train first, or check the path",
+    "export run=run_torn output=other": "output: found other, a directory that holds something else, expected a new directory or an earlier export; choose another one",
+    "export run=run_torn dtype=auto": "dtype: found auto, expected fp32, fp16 or bf16; say dtype=fp32",
+    "export run=run_torn dtype=fp8": "dtype: found 'fp8', expected auto|fp16|bf16|fp32; say dtype=fp32, for example",
+    "score": "model: found no value, expected directory or hub name of a reranker; say model=...",
+    f"{SCORE} model=./nowhere": "model: found ./nowhere, which does not exist, expected a Hugging Face model directory or hub name; check the path",
+    f"{SCORE} model=other": "model: found other, a directory without config.json, expected a Hugging Face model directory or hub name; check the path",
+    f"{SCORE} model=a_file": "model: found a_file, a file, expected a Hugging Face model directory or hub name; check the path",
+    f"{SCORE} model=model_no_weights": "model: found model_no_weights, which cannot be loaded (<reason>), expected a Hugging Face encoder directory or hub name; check the name and the network",
+    f"{SCORE} input=nowhere.jsonl": "nowhere.jsonl: found no such file, expected a file; check the path",
+    f"{SCORE} input=passages_string.jsonl": 'passages_string.jsonl:1: found "passages" a string \'p\', expected a list of strings; write "passages": ["..."]',
+    f"{SCORE} input=passages_renamed.jsonl": 'passages_renamed.jsonl:1: found keys [\'passage\', \'query\'], expected a key "passages"; rename "passage" to "passages"',
+    f"{SCORE} input=torn.jsonl": 'torn.jsonl:1: found keys [\'neg\', \'pos\', \'query\'], expected a key "passages"; write {"query": "...", "passages": ["..."]}',
+    f"{SCORE} output=other": "output: found other, a directory, expected a file or -; name a file in it",
+    f"{SCORE} precision=fp16": "precision: found fp16 on a CPU, expected fp32, bf16 or auto; say precision=fp32",
+    f"{SCORE} max_length=4": "max_length: found 4, expected 8 or more and at most 512, the model's positions; change the value",
+    f"{SCORE} max_length=600": "max_length: found 600, expected 8 or more and at most 512, the model's positions; change the value",
+    f"{SCORE} batch_tokens=0": "batch_tokens: found 0, expected 1 or more; change the value",
+    f"{SCORE} device=cuda": "device: found cuda, but no GPU that torch can use, expected cpu or auto; say device=auto",
+    "demo negatives=0 output=new": "negatives: found 0, expected 1 or more; change the value",
+    "demo dev_queries=-1 output=new": "dev_queries: found -1, expected 1 or more; change the value",
+    "demo output=a_file": "a_file: found a file, expected a directory or nothing; move it away or choose another output",
+    "demo outputs=new": "outputs: found an unknown key, expected a key of demo; did you mean output?",
+    "trian": "command: found trian, expected one of pack, train, evaluate, export, score, demo; did you mean train?",
+}
+
+TRAIN_MISTAKES: dict[str, str | tuple[str, str]] = {
+    "data.shards=nowhere": "data.shards: found nowhere, no such directory, expected shards with a manifest.json; write them with reranker pack groups=FILE output=DIR",
+    "data.shards=shards_no_manifest": "data.shards: found shards_no_manifest with 3 .tar files and no manifest.json, expected shards with a manifest.json; write them with reranker pack groups=FILE output=DIR",
+    "data.shards=shards_torn_manifest": "shards_torn_manifest/manifest.json: found no JSON (<reason>), expected a JSON file; delete the directory and run reranker pack again",
+    "data.shards=shards_schema": "shards_schema/manifest.json: found schema 9, expected schema 1; delete the directory and run reranker pack again",
+    "data.shards=shards_gone": "shards_gone/shard-00001.tar: found no such file, expected a file of the 3 shards in manifest.json; delete the directory and run reranker pack again",
+    "data.shards=shards_cut": "shards_cut/shard-00000.tar: found a truncated tar of 1000 bytes, expected <bytes>; copy it again or delete the directory and run reranker pack again",
+    "data.shards=shards_no_index": "shards_no_index/shard-00000.index.safetensors: found no such file, expected a file of the 3 shards in manifest.json; delete the directory and run reranker pack again",
+    "data.shards=shards_flipped data.check=sha256": "shards_flipped/shard-00002.tar: found sha256 <found>…, expected <packed>…; copy it again or delete the directory and run reranker pack again",
+    "model.name=./nowhere": "model.name: found ./nowhere, which does not exist, expected a Hugging Face model directory or hub name; check the path",
+    "model.name=other": "model.name: found other, a directory without config.json, expected a Hugging Face model directory or hub name; check the path",
+    "model.name=a_file": "model.name: found a_file, a file, expected a Hugging Face model directory or hub name; check the path",
+    "model.name=model_no_config": "model.name: found model_no_config, a directory without config.json, expected a Hugging Face model directory or hub name; check the path",
+    "model.name=model_no_weights": "model.name: found model_no_weights, which cannot be loaded (<reason>), expected a Hugging Face encoder directory or hub name; check the name and the network",
+    "model.name=model_cut": "model.name: found model_cut, which cannot be loaded (<reason>), expected a Hugging Face encoder directory or hub name; check the name and the network",
+    "data.dev=nowhere.jsonl": "nowhere.jsonl: found no such file, expected a file; check the path",
+    "data.dev=pos_string.jsonl": 'pos_string.jsonl:2: found "pos" a string \'one passage\', expected a list of strings; write "pos": ["..."]',
+    "data.dev=neg_empty.jsonl": 'neg_empty.jsonl:3: found an empty "neg" list, expected at least one passage; mine negatives for the group or leave it out',
+    "batch.per_gpu=64": (
+        "batch: found groups=32, per_gpu=64, ranks=1, expected 32 to be a multiple of 64 x 1; set batch.per_gpu to one of [1, 2, 4, 8, 16, 32]",
+        "batch: found groups=32, per_gpu=64, ranks=2, expected 32 to be a multiple of 64 x 2; set batch.per_gpu to one of [1, 2, 4, 8, 16]",
+    ),
+    "batch.groups=30 batch.per_gpu=4": (
+        "batch: found groups=30, per_gpu=4, ranks=1, expected 30 to be a multiple of 4 x 1; set batch.per_gpu to one of [1, 2, 3, 5, 6, 10, 15, 30]",
+        "batch: found groups=30, per_gpu=4, ranks=2, expected 30 to be a multiple of 4 x 2; set batch.per_gpu to one of [1, 3, 5, 15]",
+    ),
+    "data.max_length=600": "data.max_length: found 600, expected at most the model's 512 positions; lower it",
+    "data.query_max_length=46": "data.query_max_length: found 46, expected at most data.max_length - 5 = 43, to leave room for the passage; lower it or raise data.max_length",
+    "data.group_size=1": "data.group_size: found 1, expected 2 or more; change the value",
+    "optim.lr=-1": "optim.lr: found -1.0, expected 0 or more; change the value",
+    "optim.betas=[0.9,1]": "optim.betas: found [0.9,1], expected two numbers of at least 0 and below 1; say optim.betas=[0.9,0.999]",
+    "optim.lr=fast": "optim.lr: found 'fast', expected float; say optim.lr=5e-6, for example",
+    "train.epochs=0": "train.epochs: found 0, expected 1 or more; change the value",
+    "train.metric=map": "train.metric: found map, expected mrr or ndcg@10; change the value",
+    "deepspeed.stage=4": "deepspeed.stage: found 4, expected 0, 1, 2 or 3; say deepspeed=zero2, for example",
+    "deepspeed=zero4": "deepspeed: found 'zero4', expected one of zero0, zero1, zero2, zero3; did you mean zero3?",
+    "precision=fp16": "precision: found fp16 on a CPU, expected fp32, bf16 or auto, as DeepSpeed has no fp16 there; say precision=fp32",
+    "run_dir=a_file": "run_dir: found a_file, which is a file, expected a directory; choose another one",
+    "data.shardz=shards": "data.shardz: found an unknown key, expected a key of train; did you mean data.shards?",
+}
+
+
+def damaged(source: Path, target: Path, file: str, change: object) -> Path:
+    """A copy of a directory in which one file is changed by a function of its bytes; None removes it."""
+    shutil.copytree(source, target)
+    if change is None:
+        (target / file).unlink()
+    else:
+        (target / file).write_bytes(change((target / file).read_bytes()))  # type: ignore[operator]
+    return target
+
+
+def flip(content: bytes, place: int) -> bytes:
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of broken inputs, and a few whole ones beside them."""
+    root = tmp_path_factory.mktemp("broken")
+    for name, text in FILES.items():
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text(text, "utf-8")
+    (root / "latin1.jsonl").write_bytes(GOOD.encode() + '{"query": "é", "pos": ["p"], "neg": ["n"]}'.encode("latin-1"))
+    (root / "cut.jsonl.gz").write_bytes(gzip.compress(os.urandom(5000).hex().encode())[:-200])
+
+    model, shards = tiny_model(root / "model"), root / "shards"
+    pack(make_groups(90, 2), shards, {"name": "groups.jsonl"}, groups_per_shard=40)
+    write_groups(root / "dev.jsonl", make_groups(3, 4, seed=1))
+    damaged(model, root / "model_cut", "model.safetensors", lambda content: content[:-100])
+    damaged(model, root / "model_no_weights", "model.safetensors", None)
+    damaged(model, root / "model_no_tokenizer", "tokenizer.json", None)
+    damaged(model, root / "model_no_config", "config.json", None)
+    damaged(shards, root / "shards_cut", "shard-00000.tar", lambda content: content[:1000])
+    damaged(shards, root / "shards_gone", "shard-00001.tar", None)
+    damaged(shards, root / "shards_flipped", "shard-00002.tar", lambda content: flip(content, 600))
+    damaged(shards, root / "shards_no_index", "shard-00000.index.safetensors", None)
+    damaged(shards, root / "shards_no_manifest", "manifest.json", None)
+    damaged(shards, root / "shards_torn_manifest", "manifest.json", lambda content: b"{")
+    damaged(
+        shards, root / "shards_schema", "manifest.json", lambda content: content.replace(b'"schema": 1', b'"schema": 9')
+    )
+    # A run that was never trained to its first checkpoint, and one with a single checkpoint that is torn.
+    (root / "run_untrained").mkdir()
+    (root / "run_untrained" / "config.json").write_text(
+        json.dumps({"data": {"max_length": 48, "query_max_length": None, "truncation": "longest_first"}})
+    )
+    shutil.copytree(root / "run_untrained", root / "run_torn")
+    (root / "run_torn" / "checkpoints" / "step-00000003").mkdir(parents=True)
+    return root
+
+
+def contents(directory: Path) -> dict[str, str]:
+    """{path: sha256} of every file under a directory."""
+    return {str(path.relative_to(directory)): sha256(path) for path in directory.rglob("*") if path.is_file()}
+
+
+def expected(line: str, root: Path) -> str:
+    """A pattern: the line of the table with what only the files know put in; <reason> is another library's."""
+    whole = load_manifest(root / "shards").shards
+    known = {
+        "<bytes>": str(whole[0].bytes),
+        "<found>": sha256(root / "shards_flipped" / "shard-00002.tar")[:16],
+        "<packed>": whole[2].sha256[:16],
+    }
+    for word, value in known.items():
+        line = line.replace(word, value)
+    return re.escape(f"reranker: error: {line}\n").replace("<reason>", "[^\n]+")
+
+
+@pytest.mark.parametrize("command", MISTAKES)
+def test_a_mistake_is_one_line(
+    command: str, broken: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(broken)
+    before = contents(broken)
+    assert cli.main(shlex.split(command)) == 2
+    out, err = capsys.readouterr()
+    # A progress bar may have been at work before; the line is the last thing said.
+    *bars, said = err.splitlines(keepends=True)
+    assert re.fullmatch(expected(MISTAKES[command], broken), said), said
+    assert [bar for bar in bars if bar.strip() and not re.search(r"\[\d\d:\d\d", bar)] == []
+    assert out == ""
+    assert contents(broken) == before
+
+
+TRAININGS = [
+    (command, world)
+    for command, line in TRAIN_MISTAKES.items()
+    for world in ((2,) if isinstance(line, str) else (1, 2))  # one rank, where the line depends on their number
+]
+
+
+@pytest.fixture(scope="module")
+def outcomes(broken: Path) -> dict[tuple[str, int], list[Finished]]:
+    """What the ranks of each training with a mistake left, four trainings at a time."""
+    before = contents(broken)
+    found = {}
+    for first in range(0, len(TRAININGS), 4):
+        several = TRAININGS[first : first + 4]
+        jobs = [start(world, [*shlex.split(TRAIN), *shlex.split(command)], broken) for command, world in several]
+        try:
+            found.update(zip(several, [job.wait() for job in jobs], strict=True))
+        finally:
+            for job in jobs:
+                job.end()
+    assert contents(broken) == before
+    assert not (broken / "runs").exists()
+    return found
+
+
+@pytest.mark.parametrize(("command", "world"), TRAININGS)
+def test_a_mistake_in_training_is_one_line_of_rank_0_and_ends_every_rank(
+    command: str, world: int, broken: Path, outcomes: dict[tuple[str, int], list[Finished]]
+) -> None:
+    ranks = outcomes[command, world]
+    assert [rank.code for rank in ranks] == [2] * world
+    line = TRAIN_MISTAKES[command]
+    wanted = expected(line if isinstance(line, str) else line[world - 1], broken)
+    assert re.fullmatch(wanted, ranks[0].err), ranks[0].err
+    assert [rank.err for rank in ranks[1:]] == [""] * (world - 1)
+    assert [rank.out for rank in ranks] == [""] * world
+
+
+def of_rank_1(shards: Path, step: int, epoch: int = 0) -> tuple[str, int]:
+    """(shard, offset of its bytes) of a member that rank 1 of 2 alone reads in this step of 32 groups."""
+    manifest = load_manifest(shards)
+    position = plan_fixed(epoch, step, manifest.groups, 32, 8, 2).slots[0][1][3]
+    shard, index = Order(manifest.sizes, 42, epoch, 64).locate(position)
+    name = manifest.shards[shard]
+    offset = load_file(shards / name.index_name)["offset"][index]
+    return name.name, int(offset)
+
+
+def test_a_mistake_that_one_rank_meets_in_the_middle_of_training_ends_all_of_them(
+    inputs: Inputs, tmp_path: Path
+) -> None:
+    shards, whole = tmp_path / "shards", tmp_path / "run"
+    shutil.copytree(inputs.shards, shards)
+    name, offset = of_rank_1(shards, step=1)
+    content = (shards / name).read_bytes()
+    (shards / name).write_bytes(flip(content, offset + 5))
+    overrides = [
+        *inputs.overrides(whole, **{"data.workers": 1, "batch.per_gpu": 8, "train.save_every": 1, "train.epochs": 1}),
+        f"data.shards={shards}", "precision=fp32",
+    ]  # fmt: skip
+    first, second = run(2, ["train", *overrides])
+    assert (first.code, second.code) == (2, 2)
+    said = [line for line in first.err.splitlines() if "error" in line]
+    assert len(said) == 1
+    assert re.fullmatch(
+        rf"reranker: error: {shards}/{name}:\d{{9}}\.json: found bytes that differ from those packed \(CRC-32\), expected "
+        r"an undamaged shard; copy the shard again or run reranker pack again.*", said[0],
+    ), said[0]  # fmt: skip
+    assert first.err.endswith(said[0] + "\n")
+    assert "reranker: error" not in second.err
+    assert "Traceback" not in first.err + second.err
+    path, passed = newest(whole)
+    assert path is not None
+    assert (path.name, passed) == ("step-00000001", [])
+    assert [record["step"] for record in records(whole)] == [1]
+
+    # The shard mended, the same command goes on from there.
+    (shards / name).write_bytes(content)
+    assert "resuming behind step 1\n" in train(2, overrides)[0].err
+    assert [record["step"] for record in records(whole)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])
+def test_a_mistake_under_a_launcher_is_told_once_and_leaves_nothing_behind(broken: Path, launcher: str) -> None:
+    commands = {
+        "deepspeed": ["deepspeed", "--no_local_rank", "--num_gpus", "2", "--master_port", str(free_port()), "--module"],
+        "torchrun": ["torchrun", "--standalone", "--nproc_per_node", "2", "-m"],
+    }
+    before = contents(broken)
+    key = "data.shards=shards_cut"
+    line = expected(str(TRAIN_MISTAKES[key]), broken)
+    unique = f"name=mistake-{os.getpid()}-{launcher}"
+    arguments = [*shlex.split(TRAIN)[1:], key, unique]
+    finished = launch([*commands[launcher], "reranker.train", *arguments], cwd=broken)[0]
+    printed = finished.out + finished.err
+    assert finished.code != 0
+    assert len(re.findall(line, printed)) == 1
+    assert printed.count("reranker: error") == 1
+    # torchrun itself ends in a traceback; none of the frames are ours.
+    assert str(Path(cli.__file__).parent) not in printed
+    assert naming(unique) == []
+    assert contents(broken) == before

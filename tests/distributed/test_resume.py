@@ -1,0 +1,251 @@
+"""The same command again goes on where the last checkpoint stands, as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from reranker.data.manifest import load_manifest
+from reranker.prepare.pack import pack
+from reranker.train.checkpoint import Pieces, newest
+from reranker.train.fragments import KINDS
+from tests.distributed.conftest import Inputs, make_groups, records
+from tests.distributed.ranks import run as run_ranks
+from tests.distributed.ranks import start, train, until
+
+STEPS, SAVE_EVERY = 24, 3
+EPOCHS = STEPS // 3
+
+
+def settings(**more: Any) -> dict[str, Any]:
+    """24 steps of 32 groups: 8 epochs, the last step of each is short. Metrics of every step."""
+    return {
+        "batch.per_gpu": 8, "train.epochs": EPOCHS, "train.save_every": SAVE_EVERY, "train.keep_last": 99,
+        "precision": "fp32", **more,
+    }  # fmt: skip
+
+
+def trajectory(run_dir: Path) -> list[tuple[int, float, float, float]]:
+    """(step, loss, gradient norm, learning rate) of each record, in the order of the file."""
+    keys = ("step", "train/loss", "train/grad_norm", "train/learning_rate")
+    return [tuple(record[key] for key in keys) for record in records(run_dir)]
+
+
+def tensors(checkpoint: Path) -> dict[tuple[str, str], torch.Tensor]:
+    """Every master weight and moment of a checkpoint."""
+    pieces = Pieces(checkpoint)
+    return {(name, kind): pieces.full(name, kind) for name in pieces.names for kind in KINDS}
+
+
+def last_checkpoint(run_dir: Path) -> Path:
+    path, _ = newest(run_dir)
+    assert path is not None
+    return path
+
+
+def snapshot(directory: Path) -> dict[Path, int]:
+    """Every file under a directory with the time of its last change."""
+    return {path: path.stat().st_mtime_ns for path in directory.rglob("*") if path.is_file()}
+
+
+def train_until_killed(world: int, overrides: list[str], run_dir: Path, step: int) -> None:
+    """Train, and kill -9 all ranks once `step` is recorded and a checkpoint is there."""
+    job = start(world, ["train", *overrides])
+    try:
+        metrics = run_dir / "metrics.jsonl"
+
+        def reached() -> bool:
+            lines = metrics.read_text("utf-8").splitlines() if metrics.exists() else []
+            return len(lines) > step or not job.running
+
+        until(reached, lambda: f"step {step} was never recorded")
+        job.kill()
+        codes = [rank.code for rank in job.wait()]
+    finally:
+        job.end()
+    assert codes == [-9] * world, "the training was over before it could be killed"
+
+
+def rewound(source: Path, target: Path, step: int) -> Path:
+    """A copy of a run directory as it stood when the checkpoint of `step` was the newest one."""
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("model", "wandb"))
+    for checkpoint in (target / "checkpoints").iterdir():
+        if int(checkpoint.name.removeprefix("step-")) > step:
+            shutil.rmtree(checkpoint)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision"),
+    [("zero0", "fp32"), ("zero1", "fp32"), ("zero2", "fp32"), ("zero3", "fp32"), ("zero2", "bf16")],
+)
+def test_resume_of_a_killed_training_is_bitwise_the_uninterrupted_one(
+    inputs: Inputs, tmp_path: Path, stage: str, precision: str
+) -> None:
+    values = settings(deepspeed=stage, precision=precision) | {"model.dropout": 0.1, "data.workers": 2}
+    train(2, inputs.overrides(tmp_path / "whole", **values))
+
+    run = tmp_path / "killed"
+    again = inputs.overrides(run, **values)
+    train_until_killed(2, again, run, step=4)
+    stopped = last_checkpoint(run)
+    assert "step-00000003" <= stopped.name < f"step-{STEPS:08d}"
+    ranks = train(2, again)
+    assert f"{stopped}: resuming behind step {int(stopped.name[-8:])}\n" in ranks[0].err
+
+    # Each step once and in order, with dropout and all: the groups, their order and the noise are the same.
+    assert [step for step, *_ in trajectory(run)] == list(range(1, STEPS + 1))
+    assert trajectory(run) == trajectory(tmp_path / "whole")
+    whole, resumed = (tensors(last_checkpoint(path)) for path in (tmp_path / "whole", run))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    model = "model/model.safetensors"
+    assert (run / model).read_bytes() == (tmp_path / "whole" / model).read_bytes()
+
+
+SAVED = [(1, "zero0"), (2, "zero2"), (2, "zero3")]
+"""(ranks, ZeRO stage)"""
+MOVES = [
+    ((1, "zero0"), (2, "zero3")),
+    ((1, "zero0"), (3, "zero1")),
+    ((2, "zero2"), (1, "zero0")),
+    ((2, "zero2"), (1, "zero3")),
+    ((2, "zero2"), (2, "zero3")),
+    ((2, "zero2"), (3, "zero2")),
+    ((2, "zero3"), (1, "zero0")),
+    ((2, "zero3"), (2, "zero1")),
+    ((2, "zero3"), (3, "zero3")),
+]
+
+
+@pytest.fixture(scope="module")
+def saved(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], Path]:
+    """Uninterrupted trainings of 12 steps, 24 groups each, which 1, 2 and 3 ranks share out evenly."""
+    root = tmp_path_factory.mktemp("saved")
+    runs = {}
+    for world, stage in SAVED:
+        runs[world, stage] = root / f"{stage}-{world}"
+        train(world, inputs.overrides(runs[world, stage], **topology_free(stage)))
+    return runs
+
+
+def topology_free(stage: str) -> dict[str, Any]:
+    return settings(deepspeed=stage) | {"batch.groups": 24, "batch.per_gpu": 4, "train.epochs": 3}
+
+
+@pytest.mark.parametrize(
+    ("origin", "to"), MOVES, ids=[f"{one}-on-{ranks}-to-{other}-on-{others}" for (ranks, one), (others, other) in MOVES]
+)
+def test_resume_at_another_stage_or_number_of_ranks_has_the_same_losses(
+    inputs: Inputs, saved: dict[tuple[int, str], Path], tmp_path: Path, origin: tuple[int, str], to: tuple[int, str]
+) -> None:
+    world, stage = to
+    run = rewound(saved[origin], tmp_path / "run", step=6)
+    ranks = train(world, inputs.overrides(run, **topology_free(stage)))
+    assert "resuming behind step 6\n" in ranks[0].err
+
+    whole, resumed = (torch.tensor(trajectory(path), dtype=torch.float64) for path in (saved[origin], run))
+    assert resumed[:, 0].tolist() == list(range(1, 13))
+    assert torch.equal(resumed[:6], whole[:6])
+    assert (resumed[:, 1] - whole[:, 1]).abs().max() <= 1e-5
+    assert ((resumed[:, 2] - whole[:, 2]) / whole[:, 2]).abs().max() <= 1e-4
+    assert torch.equal(resumed[:, 3], whole[:, 3])
+    # The newest checkpoint is of the new topology, and of as many fragments.
+    state = json.loads((last_checkpoint(run) / "state.json").read_text("utf-8"))
+    assert (state["step"], state["world"], state["stage"]) == (12, world, int(stage[-1]))
+
+
+@pytest.mark.parametrize("damage", ["cut short", "a flipped byte", "no manifest", "a file is gone"])
+def test_resume_passes_over_a_torn_checkpoint_and_says_why(
+    inputs: Inputs, saved: dict[tuple[int, str], Path], tmp_path: Path, damage: str
+) -> None:
+    origin = saved[2, "zero2"]
+    run = rewound(origin, tmp_path / "run", step=9)
+    torn = last_checkpoint(run)
+    file = torn / "fragments-00001.safetensors"
+    content = file.read_bytes()
+    if damage == "cut short":
+        file.write_bytes(content[:-1])
+        reason = f"{file.name} has {len(content) - 1} bytes and not {len(content)}"
+    elif damage == "a flipped byte":
+        file.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+        reason = f"{file.name} has another sha256 than was written"
+    elif damage == "no manifest":
+        (torn / "manifest.json").unlink()
+        reason = "no readable manifest.json"
+    else:
+        file.unlink()
+        reason = f"{file.name} is missing"
+    ranks = train(2, inputs.overrides(run, **topology_free("zero2")))
+    assert f"{torn}: passed over, {reason}\n" in ranks[0].err
+    assert f"{torn.with_name('step-00000006')}: resuming behind step 6\n" in ranks[0].err
+    assert trajectory(run) == trajectory(origin)
+    whole, resumed = (tensors(last_checkpoint(path)) for path in (origin, run))
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_resume_of_a_finished_training_says_so_and_trains_nothing(
+    inputs: Inputs, saved: dict[tuple[int, str], Path], tmp_path: Path
+) -> None:
+    run = rewound(saved[1, "zero0"], tmp_path / "run", step=12)
+    before = snapshot(run / "checkpoints")
+    recorded = (run / "metrics.jsonl").read_bytes()
+    first, second = train(2, inputs.overrides(run, **topology_free("zero2")))
+    assert first.out.splitlines()[0] == f"{run}: all 12 steps were trained before (step-00000012)"
+    assert second.out == ""
+    assert snapshot(run / "checkpoints") == before
+    assert (run / "metrics.jsonl").read_bytes() == recorded
+
+
+def test_resume_of_a_finished_training_with_more_epochs_goes_on(
+    inputs: Inputs, saved: dict[tuple[int, str], Path], tmp_path: Path
+) -> None:
+    run = rewound(saved[1, "zero0"], tmp_path / "run", step=12)
+    train(1, inputs.overrides(run, **topology_free("zero0") | {"train.epochs": 4}))
+    assert [step for step, *_ in trajectory(run)] == list(range(1, 17))
+
+
+def test_resume_of_another_training_is_refused(
+    inputs: Inputs, saved: dict[tuple[int, str], Path], tmp_path: Path
+) -> None:
+    run = rewound(saved[1, "zero0"], tmp_path / "run", step=6)
+    other = tmp_path / "other"
+    pack(make_groups(90, 2, seed=5), other, {"name": "other.jsonl"}, groups_per_shard=40)
+    checkpoint = run / "checkpoints" / "step-00000006"
+    cursor = json.loads((checkpoint / "state.json").read_text("utf-8"))["cursor"]
+    refused = {
+        "train.seed": (7, f"7, but {checkpoint} was made with 42"),
+        "batch.groups": (16, f"16, but {checkpoint} was made with 24"),
+        "data.shards": (
+            other,
+            f"{load_manifest(other).fingerprint}, but {checkpoint} was made with {cursor['fingerprint']}",
+        ),
+    }
+    before = snapshot(run)
+    for key, (value, found) in refused.items():
+        ranks = run_ranks(2, ["train", *inputs.overrides(run, **topology_free("zero0") | {key: value})])
+        assert [rank.code for rank in ranks] == [2, 2]
+        line = f"reranker: error: {key}: found {found}, expected the same value; restore it or choose another run_dir\n"
+        assert [line in rank.err for rank in ranks] == [True, False]
+        assert "Traceback" not in ranks[0].err + ranks[1].err
+    assert snapshot(run) == before
+
+
+def test_resume_goes_on_in_the_same_tracking_run(inputs: Inputs, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    values = topology_free("zero1") | {"tracking": "offline", "train.epochs": 2}
+    train(1, inputs.overrides(run, **values))
+    run_id = (run / "wandb_run_id").read_text("utf-8").strip()
+    shutil.rmtree(run / "checkpoints" / "step-00000008")
+    moved = run.rename(tmp_path / "moved")
+    train(1, inputs.overrides(moved, **values))
+    assert (moved / "wandb_run_id").read_text("utf-8").strip() == run_id
+    # One file for each of the two starts, both of this run.
+    files = sorted(path.name for path in moved.glob("wandb/offline-run-*/run-*.wandb"))
+    assert files == [f"run-{run_id}.wandb"] * 2
+    assert json.loads((last_checkpoint(moved) / "state.json").read_text("utf-8"))["tracking_run_id"] == run_id

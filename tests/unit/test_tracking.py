@@ -1,0 +1,161 @@
+"""metrics.jsonl always holds each step once; Weights & Biases follows where it can and never stops anything."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reranker.config import TrackingConfig, TrackingMode
+from reranker.train.tracking import METRICS, Tracker, run_id, wandb_mode
+from tests.distributed.ranks import until
+
+NONE = TrackingConfig(mode=TrackingMode.disabled)
+
+
+@pytest.fixture(autouse=True)
+def _no_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_DIR", "WANDB_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+
+def start(run_dir: Path, config: TrackingConfig = NONE, step: int = 0, enabled: bool = True) -> Tracker:
+    run_dir.mkdir(exist_ok=True)
+    return Tracker(run_dir, "ko", config, {"optim": {"lr": 1e-5}}, step, enabled)
+
+
+def records(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / METRICS).read_text("utf-8").splitlines()]
+
+
+def test_each_record_is_on_the_disk_as_soon_as_it_is_logged(tmp_path: Path) -> None:
+    tracker = start(tmp_path / "run")
+    tracker.log(1, {"train/loss": 0.5, "train/grad_norm": None})
+    assert records(tmp_path / "run") == [{"step": 1, "train/loss": 0.5, "train/grad_norm": None}]
+    tracker.log(2, {"train/loss": 0.25})
+    assert [record["step"] for record in records(tmp_path / "run")] == [1, 2]
+    tracker.close()
+
+
+def test_other_ranks_write_nothing(tmp_path: Path) -> None:
+    tracker = start(tmp_path / "run", TrackingConfig(mode=TrackingMode.offline), enabled=False)
+    tracker.log(1, {"train/loss": 0.5})
+    tracker.close()
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_resumed_run_loses_the_records_behind_its_checkpoint(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    tracker = start(run_dir)
+    for step in range(1, 6):
+        tracker.log(step, {"train/loss": step / 10})
+    tracker.log(3, {"eval/mrr": 0.9})
+    tracker.close()
+    tracker = start(run_dir, step=3)
+    for step in (4, 5):
+        tracker.log(step, {"train/loss": 7.0})
+    tracker.close()
+    assert [(record["step"], record.get("train/loss")) for record in records(run_dir)] == [
+        (1, 0.1), (2, 0.2), (3, 0.3), (3, None), (4, 7.0), (5, 7.0),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("torn", ['{"step": 2, "train/lo', "{", '{"step": ', '{"train/loss": 1.0}', "\0\0\0"])
+def test_a_line_that_was_torn_when_the_run_was_killed_is_removed(torn: str, tmp_path: Path) -> None:
+    (tmp_path / METRICS).write_text('{"step": 1, "train/loss": 0.5}\n' + torn, encoding="utf-8")
+    tracker = start(tmp_path, step=5)
+    tracker.log(6, {"train/loss": 0.1})
+    tracker.close()
+    assert records(tmp_path) == [{"step": 1, "train/loss": 0.5}, {"step": 6, "train/loss": 0.1}]
+
+
+def test_a_run_that_begins_anew_begins_an_empty_file(tmp_path: Path) -> None:
+    (tmp_path / METRICS).write_text('{"step": 1, "train/loss": 0.5}\n', encoding="utf-8")
+    start(tmp_path, step=0).close()
+    assert records(tmp_path) == []
+
+
+def test_a_resumed_run_keeps_its_id_even_in_a_directory_that_moved(tmp_path: Path) -> None:
+    tracker = start(tmp_path / "a")
+    tracker.close()
+    assert start(tmp_path / "a").run_id == tracker.run_id
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert start(tmp_path / "b").run_id == run_id(tmp_path / "b") == tracker.run_id
+
+
+def test_other_runs_have_other_ids_even_under_the_same_path(tmp_path: Path) -> None:
+    ids = []
+    for name in ("a", "b", "a"):
+        ids.append(start(tmp_path / name).run_id)
+        shutil.rmtree(tmp_path / name)
+    assert len(set(ids)) == 3
+    assert all(identity and identity.isalnum() for identity in ids)
+
+
+def test_without_a_key_the_run_is_recorded_offline_under_its_id(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tracker = start(tmp_path / "run", TrackingConfig())
+    tracker.log(1, {"train/loss": 0.5, "train/grad_norm": None})
+    tracker.close()
+    (record,) = (tmp_path / "run" / "wandb").glob(f"offline-run-*-{tracker.run_id}/run-{tracker.run_id}.wandb")
+    # What `wandb sync` would send: the metric and the settings. W&B's own process may write behind finish().
+    for word in (b"train/loss", b"optim"):
+        until(lambda word=word: word in record.read_bytes(), lambda word=word: f"no {word!r} in {record}", deadline=30)
+    assert records(tmp_path / "run") == [{"step": 1, "train/loss": 0.5, "train/grad_norm": None}]
+    assert capfd.readouterr().err == ""
+
+
+def test_a_tracking_directory_that_cannot_be_made_stops_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "wandb").write_text("a file where Weights & Biases wants a directory", encoding="utf-8")
+    tracker = start(tmp_path, TrackingConfig(mode=TrackingMode.offline))
+    tracker.log(1, {"train/loss": 0.5})
+    tracker.log(2, {"train/loss": 0.4})
+    tracker.close()
+    assert [record["step"] for record in records(tmp_path)] == [1, 2]
+    told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("tracking:")]
+    assert len(told) == 1
+    assert told[0].startswith("tracking: Weights & Biases failed (")
+    assert told[0].endswith("); metrics.jsonl goes on")
+
+
+def test_a_key_file_that_cannot_be_read_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    unreadable = Path("/proc/self/mem")  # a regular file that not even root can read from its beginning
+    if not unreadable.is_file():
+        pytest.skip("no /proc here")
+    monkeypatch.setenv("NETRC", str(unreadable))
+    tracker = start(tmp_path, TrackingConfig())
+    tracker.log(1, {"train/loss": 0.5})
+    tracker.close()
+    assert [record["step"] for record in records(tmp_path)] == [1]
+    assert "metrics.jsonl goes on" in capfd.readouterr().err
+
+
+def test_disabled_tracking_leaves_the_metrics_alone(tmp_path: Path) -> None:
+    tracker = start(tmp_path)
+    tracker.log(1, {"train/loss": 0.5})
+    tracker.close()
+    assert not (tmp_path / "wandb").exists()
+    assert [record["step"] for record in records(tmp_path)] == [1]
+
+
+def test_the_mode_follows_the_setting_then_the_environment_then_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert wandb_mode(TrackingMode.auto) == "offline"
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password x\n", encoding="utf-8")
+    assert wandb_mode(TrackingMode.auto) == "online"
+    (tmp_path / "netrc").unlink()
+    monkeypatch.setenv("WANDB_API_KEY", "x")
+    assert wandb_mode(TrackingMode.auto) == "online"
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert wandb_mode(TrackingMode.auto) == "disabled"
+    assert wandb_mode(TrackingMode.offline) == "offline"
