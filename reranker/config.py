@@ -289,7 +289,7 @@ class ExportConfig:
     dtype: Precision = Precision.fp32
     """Type of the weights on the disk: fp32, fp16 or bf16"""
     report: Optional[str] = None
-    """table.json for the model card; null: report/table.json in the run directory, if it is there"""
+    """table.json for the model card; null: the run's report/table.json, if it is of exactly these weights"""
 
 
 @dataclass

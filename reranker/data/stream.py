@@ -134,7 +134,7 @@ def choose_passages(data: DataSet, samples: Iterable[Sample]) -> Iterator[Sample
     for sample in samples:
         if "json" in sample:
             group, task = parse_group(sample["json"], sample["__key__"]), sample["__task__"]
-            sample["__query__"] = f"{group.prompt} {group.query}" if group.prompt else group.query
+            sample["__query__"] = group.prompted_query
             sample["__passages__"] = choose(
                 group, sample["__number__"], seed=data.seed, epoch=task.epoch, progress=task.progress,
                 choice=data.choice, total=data.manifest.groups, fetch=data.reader.group,

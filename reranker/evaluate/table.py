@@ -5,6 +5,7 @@ In: the rows of table.json and the content of details.json. Out: text or a PNG. 
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import IO, Any
 
@@ -73,7 +74,8 @@ def draw(rows: Sequence[dict[str, Any]], details: dict[str, Any], stream: IO[byt
             panel.spines[side].set_visible(False)
     # The first row at the top, with room above it for its label.
     panels[0].set_ylim(len(rows) - 0.6, -0.75)
-    figure.supxlabel(f"{_described(details)}\nBars: {_INTERVALS}", fontsize=8, color="#4b5563")
+    caption = textwrap.fill(f"{_described(details)} Bars: {_INTERVALS}", 150)  # a longer line leaves the figure
+    figure.supxlabel(caption, fontsize=8, color="#4b5563")
     figure.savefig(stream, format="png", metadata={"Software": None})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from reranker.data.reader import ShardReader
 from tests.distributed.conftest import Inputs, records
 from tests.distributed.ranks import train
 
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "losses_of_20_steps.json"
 SEED, GROUPS, STEPS, RATE, CLIP, DECAY = 42, 32, 20, 1e-3, 1.0, 0.01
 
 
@@ -72,6 +74,13 @@ def reference(one_thread: None, inputs: Inputs) -> list[tuple[float, float]]:
             optimizer.step()
             results.append((loss.item(), norm.item()))
     raise AssertionError("unreachable")
+
+
+def test_the_numbers_of_20_steps_are_those_on_record(reference: list[tuple[float, float]]) -> None:
+    """A change of the order, the pairs or the objective shows here. One that is meant ships a new record."""
+    recorded = json.loads(GOLDEN.read_text("utf-8"))
+    assert torch.allclose(torch.tensor(reference, dtype=torch.float64), torch.tensor(recorded, dtype=torch.float64),
+                          rtol=0, atol=1e-8)  # fmt: skip
 
 
 @pytest.mark.parametrize("world", [1, 2])
