@@ -131,10 +131,10 @@ def train_job(job: Job, ranks: Ranks, begun: Begun | None) -> None:
             gradient_checkpointing=config.model.gradient_checkpointing,
         )
     )
-    if ranks.first and begun is None:
-        write_start(job)  # not before the model is known to load: a mistake leaves no run directory
-        if fresh:
-            print(f"model.name: {config.model.name} has no trained score head, a fresh one is drawn", file=sys.stderr)
+    # Not before the model is known to load: a mistake leaves no run directory.
+    ranks.together(lambda: write_start(job) if ranks.first and begun is None else None)
+    if ranks.first and begun is None and fresh:
+        print(f"model.name: {config.model.name} has no trained score head, a fresh one is drawn", file=sys.stderr)
     engine = Engine(
         model,
         optim=config.optim,
