@@ -16,7 +16,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any, cast
 
-from reranker.config import COMMANDS, carried_directory, describe
+from reranker.config import COMMANDS
+from reranker.describe import carried_directory, describe
 from reranker.errors import EXIT_CODE, UserError, closest
 
 INTERRUPTED = 130

@@ -7,15 +7,9 @@ each other. Nothing here imports torch, so that help and `--cfg job` are immedia
 
 from __future__ import annotations
 
-import ast
-import dataclasses
-import functools
-import inspect
 import math
-import typing
 from dataclasses import dataclass, field
 from enum import Enum
-from pathlib import Path
 from typing import Any, Optional
 
 from omegaconf import MISSING
@@ -332,59 +326,6 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "score": (ScoreConfig, "score passages for queries"),
     "demo": (DemoConfig, "prepare the demo's documents, training groups and base model"),
 }
-
-
-def carried_directory(name: str) -> Path:
-    """`conf` or `launch`: beside the package in a checkout, inside it in an installed wheel."""
-    package = Path(__file__).resolve().parent
-    for path in (package / name, package.parent / name):
-        if path.is_dir():
-            return path
-    raise AssertionError(f"the installation lacks {name}/")
-
-
-@functools.cache
-def field_docs(config: type) -> dict[str, str]:
-    """{field: the line under it} of a config dataclass."""
-    body = ast.parse(inspect.getsource(config)).body[0]
-    assert isinstance(body, ast.ClassDef)
-    docs = {}
-    for statement, following in zip(body.body, body.body[1:], strict=False):
-        if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr):
-            assert isinstance(statement.target, ast.Name)
-            assert isinstance(following.value, ast.Constant)
-            docs[statement.target.id] = str(following.value.value)
-    return docs
-
-
-def describe(config: type, prefix: str = "") -> list[tuple[str, str, Any, str]]:
-    """(key, type, default, documentation) of every value of a config, nested ones with dotted keys."""
-    rows: list[tuple[str, str, Any, str]] = []
-    hints, docs = typing.get_type_hints(config), field_docs(config)
-    for item in dataclasses.fields(config):
-        if dataclasses.is_dataclass(hint := hints[item.name]):
-            rows += describe(typing.cast(type, hint), f"{prefix}{item.name}.")
-            continue
-        default = item.default
-        if item.default_factory is not dataclasses.MISSING:
-            default = item.default_factory()
-        rows.append((prefix + item.name, _type_name(hint), default, docs[item.name]))
-    return rows
-
-
-def _type_name(hint: Any) -> str:
-    arguments = [argument for argument in typing.get_args(hint) if argument is not type(None)]
-    if typing.get_origin(hint) is typing.Union:
-        return f"{_type_name(arguments[0])} or null"
-    if isinstance(hint, type) and issubclass(hint, Enum):
-        return "|".join(member.name for member in hint)
-    if hint is Any:
-        return "name"
-    if arguments:  # list[str], tuple[float, float]
-        return ", ".join(_type_name(argument) for argument in arguments).join(
-            ("list of ", "") if typing.get_origin(hint) is list else ("[", "]")
-        )
-    return str(getattr(hint, "__name__", hint))
 
 
 def accumulation(groups: int, per_gpu: int, world: int) -> int:

@@ -28,7 +28,8 @@ from omegaconf.errors import (
     ReadonlyConfigError,
 )
 
-from reranker.config import COMMANDS, carried_directory, describe
+from reranker.config import COMMANDS
+from reranker.describe import carried_directory, describe
 from reranker.errors import UserError, closest, shorten
 
 

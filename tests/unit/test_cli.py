@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from reranker import cli
-from reranker.config import COMMANDS, describe
+from reranker.config import COMMANDS
+from reranker.describe import describe
 from reranker.errors import UserError
 
 KEYS = {command: [key for key, *_ in describe(schema)] for command, (schema, _) in COMMANDS.items()}

@@ -14,10 +14,9 @@ from reranker.config import (
     TrainConfig,
     accumulation,
     check_train,
-    describe,
-    field_docs,
     resolve_precision,
 )
+from reranker.describe import describe, field_docs
 from reranker.errors import UserError
 
 
