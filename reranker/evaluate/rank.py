@@ -111,14 +111,13 @@ def retrieve(
 
     Ties inside a result are broken against it. `progress` shows bars on standard error.
     """
-    from tqdm import tqdm
-
     from reranker.prepare.bm25 import BM25Index
+    from reranker.progress import progress_bar
 
     ids, texts = list(corpus), [passage.text for passage in corpus.values()]
     index = BM25Index(texts, settings.analyzer, settings.k1, settings.b, progress=progress)
     results: list[list[str]] = []
-    with tqdm(total=len(queries), desc="first stage", unit=" queries", mininterval=0.5, disable=not progress) as bar:
+    with progress_bar(total=len(queries), desc="first stage", unit=" queries", disable=not progress) as bar:
         for start in range(0, len(queries), CHUNK):
             chunk = queries[start : start + CHUNK]
             for query, hits in zip(chunk, index.search([query.query for query in chunk], depth), strict=True):

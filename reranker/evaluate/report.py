@@ -146,9 +146,8 @@ def _score(
     config: EvaluateConfig, key: str, name: str,
     queries: Sequence[Query], candidates: Sequence[Sequence[str]], corpus: dict[str, Passage],
 ) -> list[list[float]]:  # fmt: skip
-    from tqdm import tqdm
-
     from reranker.model.reranker import Reranker
+    from reranker.progress import progress_bar
 
     reranker = Reranker(
         name, device=config.device.value, precision=config.precision.value, max_length=config.max_length,
@@ -157,7 +156,7 @@ def _score(
     if reranker.fresh_head:
         print(f"note: base={name} has no score head; its row is that of a randomly drawn one", file=sys.stderr)
     total = sum(map(len, candidates))
-    with tqdm(total=total, desc=BASE if key == "base" else TUNED, unit=" pairs", mininterval=0.5) as bar:
+    with progress_bar(total=total, desc=BASE if key == "base" else TUNED, unit=" pairs") as bar:
         return score_candidates(reranker, queries, candidates, corpus, bar.update)
 
 

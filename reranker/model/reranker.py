@@ -249,9 +249,9 @@ def _progress(progress: bool | Callable[[int], object], total: int) -> Iterator[
     if callable(progress):
         yield progress
     elif progress:
-        from tqdm import tqdm
+        from reranker.progress import progress_bar
 
-        with tqdm(total=total, unit=" pairs", desc="scoring", mininterval=0.5) as bar:
+        with progress_bar(total=total, unit=" pairs", desc="scoring") as bar:
             yield bar.update
     else:
         yield lambda done: None

@@ -143,7 +143,7 @@ def _kiwi_model() -> Any:
 
 
 def _with_bar(analyzed: Iterator[list[str]], total: int, progress: bool) -> Iterator[list[str]]:
-    from tqdm import tqdm
+    from reranker.progress import progress_bar
 
-    with tqdm(analyzed, total=total, desc="BM25 analysis", unit=" texts", mininterval=0.5, disable=not progress) as bar:
+    with progress_bar(analyzed, total=total, desc="BM25 analysis", unit=" texts", disable=not progress) as bar:
         yield from bar

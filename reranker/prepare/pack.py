@@ -14,16 +14,17 @@ import zlib
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
-from tqdm import tqdm
 
 from reranker.config import PackConfig
 from reranker.data.manifest import NAME, Manifest, Shard, check_shards, load_manifest
 from reranker.errors import UserError
 from reranker.files import atomic_directory, refusals_told, sha256, write_json
 from reranker.groups import Group, read_groups
+from reranker.progress import progress_bar
 
 _BLOCK = 512
 _OURS = re.compile(r"shard-\d{5,}\.(tar|index\.safetensors)|" + re.escape(NAME))
@@ -48,7 +49,7 @@ def pack_command(config: PackConfig) -> int:
                 return 0
             raise UserError("output", f"{output} with shards of other groups", "a directory to make",
                             "choose another one or say overwrite=true")  # fmt: skip
-    with tqdm(desc="pack", unit=" groups", mininterval=0.5) as bar:
+    with progress_bar(desc="pack", unit=" groups") as bar:
         manifest = pack(_counted(read_groups(groups), bar), output, source, config.groups_per_shard)
     print(f"{output}: {manifest.groups} groups in {len(manifest.shards)} shards")
     return 0
@@ -117,7 +118,7 @@ def _refuse_others(output: Path, overwrite: bool) -> None:
         raise UserError("output", f"{output}, which holds {found}", expected, fix)
 
 
-def _counted(groups: Iterable[Group], bar: tqdm) -> Iterator[Group]:
+def _counted(groups: Iterable[Group], bar: Any) -> Iterator[Group]:
     for group in groups:
         bar.update()
         yield group

@@ -7,17 +7,16 @@ from typing import Any
 
 from tqdm import tqdm
 
+from reranker.progress import progress_bar
+
 
 class Progress:
     """A bar over optimizer steps with loss, learning rate, pairs/s, useful-token share and tqdm's ETA."""
 
     def __init__(self, steps: int, done: int, enabled: bool) -> None:
-        # Without a terminal a bar that redraws is a wall of text: a line now and then says as much.
-        interval = 0.5 if sys.stderr.isatty() else 10.0
-        self._bar = tqdm(
-            total=steps, initial=done, desc="train", unit="step", disable=not enabled, mininterval=interval,
-            dynamic_ncols=sys.stderr.isatty(), smoothing=0.1,
-        )  # fmt: skip
+        self._bar = progress_bar(
+            total=steps, initial=done, desc="train", unit="step", disable=not enabled, smoothing=0.1
+        )
 
     def show(self, step: int, metrics: dict[str, Any]) -> None:
         if "train/loss" in metrics:
