@@ -29,7 +29,8 @@ export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1}
 # The demo's tracking stays on this machine unless there is a key or a wish.
 if [ -z "${WANDB_API_KEY:-}" ]; then export WANDB_MODE=${WANDB_MODE:-offline}; fi
 
-cores=$(nproc)
+# nproc answers with OMP_NUM_THREADS where that is set: the cores are meant.
+cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc)
 precision=auto
 gpus=$(gpu_count)
 if [ "$gpus" -gt 0 ]; then
