@@ -18,7 +18,11 @@ RUN = ROOT / "runs" / "demo"
 
 def demo() -> str:
     """Run launch/demo.sh and return what it printed."""
-    place = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "OMP_NUM_THREADS")}
+    place = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "OMP_NUM_THREADS")
+    }
     finished = subprocess.run(
         ["bash", str(ROOT / "launch" / "demo.sh")],
         cwd="/", env=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=3000, check=False,
