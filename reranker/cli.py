@@ -1,19 +1,21 @@
 """The console command: `reranker <command> key=value ...`, one Hydra entry point for each command.
 
-In: the command line. Out: the command's effect and the exit code: 0 done, 2 a user's mistake (one line on
-standard error, from rank 0 only where every rank holds the same), 130 interrupted, anything else a defect of
-ours. Heavy imports wait until a command runs.
+In: the command line; some commands are two words, as `reranker data verify DIRECTORY`. Out: the command's effect and
+the exit code: 0 done, 2 a user's mistake (one line on standard error, from rank 0 only where every rank holds the
+same), 130 interrupted, anything else a defect of ours. Heavy imports wait until a command runs.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
+import re
 import shutil
 import sys
 import textwrap
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 from reranker.config import COMMANDS
@@ -22,25 +24,42 @@ from reranker.errors import EXIT_CODE, UserError, closest
 
 INTERRUPTED = 130
 HEAD_START = 2.0  # seconds
+_HELP = ("-h", "--help", "help")
+_FUNCTIONS = {
+    "pack": "reranker.prepare.pack:pack_command",
+    "index": "reranker.prepare.foreign:index_command",
+    "data inspect": "reranker.prepare.inspect:inspect_command",
+    "data verify": "reranker.prepare.verify:verify_command",
+    "evaluate": "reranker.evaluate.report:evaluate_command",
+    "export": "reranker.export.huggingface:export_command",
+    "score": "reranker.model.reranker:score_command",
+    "demo": "reranker.demo.prepare:demo_command",
+}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command. Returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     try:
-        if not argv or argv[0] in ("-h", "--help", "help"):
-            print(_overview())
+        if not argv or argv[0] in _HELP:
+            print(_overview(COMMANDS))
             return 0
         if argv[0] in ("--version", "version"):
             from reranker import __version__
 
             print(__version__)
             return 0
-        if argv[0] not in COMMANDS:
-            near = closest(argv[0], COMMANDS)
-            fix = f"did you mean {near}?" if near else "see reranker --help"
-            raise UserError("command", argv[0], "one of " + ", ".join(COMMANDS), fix)
-        return run_command(argv[0], argv[1:])
+        family = [name for name in COMMANDS if name.startswith(f"{argv[0]} ")]
+        if family and (len(argv) == 1 or argv[1] in _HELP):
+            print(_overview(family))
+            return 0
+        words = 2 if family else 1
+        command = " ".join(argv[:words])
+        if command not in COMMANDS:
+            near = closest(command, family or COMMANDS)
+            fix = f"did you mean {near}?" if near else f"see reranker {f'{argv[0]} ' if family else ''}--help"
+            raise UserError("command", command, "one of " + ", ".join(family or COMMANDS), fix)
+        return run_command(command, argv[words:])
     except UserError as error:
         _tell(error)
         return EXIT_CODE
@@ -81,14 +100,14 @@ def run_command(command: str, arguments: list[str]) -> int:
             if sweeping:
                 codes.append(_report(error))
 
-    ConfigStore.instance().store(name=f"{command}_schema", node=COMMANDS[command][0])
+    ConfigStore.instance().store(name=f"{_config_name(command)}_schema", node=COMMANDS[command][0])
     sweeping = any(argument in ("-m", "--multirun") for argument in arguments)
     saved_arguments, saved_report = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise what is wrong with the config, do not print it and exit
     try:
         if sweeping and command == "train":
             _check_sweep(arguments)
-        sys.argv = [f"reranker {command}", *check_arguments(command, arguments)]
+        sys.argv = [f"reranker {command}", *check_arguments(command, _with_shards(command, arguments))]
         _application(command, job)()
     except UserError as error:
         error.agreed = True  # every rank reads the same command line
@@ -113,14 +132,36 @@ def _application(command: str, job: Callable[[Any], None]) -> Callable[[], None]
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
-    conf = carried_directory("conf")
+    conf, name = carried_directory("conf"), _config_name(command)
     if command != "train":
         # Where Hydra sees the directory conf/model/, it takes model=DIRECTORY for the choice of a yaml in it. A
         # command without such groups is composed from its own file alone, beside a directory that holds neither
         # groups nor a file of the command's name (recipe/ has a demo.yaml).
-        ConfigStore.instance().store(command, OmegaConf.to_container(OmegaConf.load(conf / f"{command}.yaml")))
+        ConfigStore.instance().store(name, OmegaConf.to_container(OmegaConf.load(conf / f"{name}.yaml")))
         conf = conf / "deepspeed"
-    return cast(Callable[[], None], hydra.main(version_base="1.3", config_path=str(conf), config_name=command)(job))
+    return cast(Callable[[], None], hydra.main(version_base="1.3", config_path=str(conf), config_name=name)(job))
+
+
+def _config_name(command: str) -> str:
+    """The name of a command's yaml in conf/."""
+    return command.replace(" ", "_")
+
+
+def _with_shards(command: str, arguments: list[str]) -> list[str]:
+    """`arguments` with a lone directory written as shards=..., as the data commands take it."""
+    if not _takes_directory(command):
+        return arguments
+    for place, argument in enumerate(arguments):
+        of_a_flag = place > 0 and arguments[place - 1].startswith("-")  # --cfg job
+        if argument and "=" not in argument and not argument.startswith(("-", "~")) and not of_a_flag:
+            # In Hydra's quotes a backslash is itself, but before a quote.
+            quoted = re.sub(r'(\\*)("|$)', lambda match: match[1] * 2 + match[2].replace('"', '\\"'), argument)
+            return [*arguments[:place], f'shards="{quoted}"', *arguments[place + 1 :]]
+    return arguments
+
+
+def _takes_directory(command: str) -> bool:
+    return command.startswith("data ")
 
 
 def _to_settings(command: str, config: Any) -> Any:
@@ -177,27 +218,10 @@ def _is_rank_0() -> bool:
 
 
 def _function(command: str) -> Callable[[Any], int]:
-    if command == "pack":
-        from reranker.prepare.pack import pack_command
-
-        return pack_command
     if command == "train":
         return _train
-    if command == "evaluate":
-        from reranker.evaluate.report import evaluate_command
-
-        return evaluate_command
-    if command == "export":
-        from reranker.export.huggingface import export_command
-
-        return export_command
-    if command == "score":
-        from reranker.model.reranker import score_command
-
-        return score_command
-    from reranker.demo.prepare import demo_command
-
-    return demo_command
+    module, _, name = _FUNCTIONS[command].partition(":")
+    return cast(Callable[[Any], int], getattr(importlib.import_module(module), name))
 
 
 def _train(config: Any) -> int:
@@ -209,9 +233,9 @@ def _train(config: Any) -> int:
     return train(config, evaluator=DevEvaluator, export=export_run)
 
 
-def _overview() -> str:
+def _overview(commands: Iterable[str]) -> str:
     lines = ["usage: reranker <command> key=value ...", "", "commands:"]
-    lines += [f"  {name:10s} {summary}" for name, (_, summary) in COMMANDS.items()]
+    lines += [f"  {name:13s} {COMMANDS[name][1]}" for name in commands]
     lines += ["", "reranker <command> --help tells what each key means, --cfg job prints the composed config."]
     return "\n".join(lines)
 
@@ -221,7 +245,8 @@ def _help(command: str) -> str:
 
     schema, summary = COMMANDS[command]
     width = max(60, min(100, shutil.get_terminal_size((96, 24)).columns))
-    lines = [f"usage: reranker {command} key=value ...", "", f"{summary[0].upper()}{summary[1:]}."]
+    directory = "DIRECTORY " if _takes_directory(command) else ""
+    lines = [f"usage: reranker {command} {directory}key=value ...", "", f"{summary[0].upper()}{summary[1:]}."]
     if choices := groups(schema):
         lines += ["", "Choices, each of which sets the keys under its name:"]
         lines += [f"  {group}={'|'.join(options)}" for group, options in choices.items()]

@@ -8,8 +8,11 @@ each other. Nothing here imports torch, so that help and `--cfg job` are immedia
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Any, Optional
 
 from omegaconf import MISSING
@@ -56,6 +59,15 @@ class ShardCheck(Enum):
     sha256 = "sha256"
 
 
+class BatchPolicy(Enum):
+    fixed = "fixed"
+    tokens = "tokens"
+
+
+# `raise` is a word of Python's own: a class body cannot name a member so.
+BadData = Enum("BadData", {"raise": "raise", "ghost": "ghost"})
+
+
 @dataclass
 class ModelConfig:
     name: str = "BAAI/bge-reranker-large"
@@ -79,9 +91,17 @@ class NegativesConfig:
 
 
 @dataclass
+class CacheConfig:
+    directory: Optional[str] = None
+    """Where a node keeps copies of remote shards; null: $XDG_CACHE_HOME/ko-reranker, or ~/.cache/ko-reranker"""
+    gib: float = 100.0
+    """Size of the copies at most; those not read for longest make room"""
+
+
+@dataclass
 class DataConfig:
-    shards: str = MISSING
-    """Directory that `reranker pack` wrote"""
+    shards: Any = field(default=MISSING, metadata={"kind": "str or mapping"})
+    """Directory or URL of shards, or a mixture: {a: DIR, b: {shards: DIR, weight: 0.5}}"""
     dev: Optional[str] = None
     """Groups (jsonl) on which checkpoints are selected; null: the last checkpoint is the model"""
     group_size: int = 3
@@ -101,16 +121,37 @@ class DataConfig:
     """What is compared with the manifest before training: each shard's size, or its sha256 as well"""
     workers: int = 1
     """Processes that read and tokenize for each rank; 0: the rank itself"""
-    prefetch: int = 8
-    """Micro-batches that each worker prepares ahead"""
+    prefetch: int = 2
+    """Optimizer steps that each worker prepares ahead"""
+    bad: BadData = BadData["raise"]
+    """A group that cannot be read, after retries: `raise` stops the training, `ghost` gives it weight zero"""
+    bad_limit: int = 100
+    """bad=ghost: more such groups than this in a run stop it"""
+    retries: int = 3
+    """Times that a failed read is tried again before the group counts as bad"""
+    cache: CacheConfig = field(default_factory=CacheConfig)
 
 
 @dataclass
 class BatchConfig:
     groups: int = 32
     """Groups of an optimizer step over all ranks: the effective batch"""
+    policy: BatchPolicy = BatchPolicy.fixed
+    """Micro-batches of `per_gpu` groups (fixed), or of up to `tokens` tokens, balanced over the ranks (tokens)"""
     per_gpu: int = 1
-    """Groups of a micro-batch on one rank; accumulation follows as groups / (per_gpu x ranks)"""
+    """policy=fixed: groups of a micro-batch on one rank; accumulation follows as groups / (per_gpu x ranks)"""
+    tokens: int = 8192
+    """policy=tokens: tokens of a micro-batch on one rank at most, padding included"""
+
+
+@dataclass
+class LossConfig:
+    labels: float = 1.0
+    """Weight of the cross-entropy over the scores of a group, the positive being the target"""
+    distillation: float = 0.0
+    """Weight of the divergence from a teacher's scores, the groups' pos_scores and neg_scores; 0: without a teacher"""
+    temperature: float = 1.0
+    """The teacher's scores are divided by this before their softmax"""
 
 
 @dataclass
@@ -208,6 +249,7 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     deepspeed: DeepspeedConfig = field(default_factory=DeepspeedConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
@@ -223,8 +265,60 @@ class PackConfig:
     """Directory for the shards and their manifest"""
     groups_per_shard: int = 2048
     """Groups in each shard but the last"""
+    tokenizer: Optional[str] = None
+    """Model whose token lengths are written as well, for batch.policy=tokens; null: training counts them"""
+    workers: int = 1
+    """Processes that write shards"""
     overwrite: bool = False
     """Replace shards made from other groups"""
+
+
+@dataclass
+class IndexConfig:
+    shards: Any = field(default=MISSING, metadata={"kind": "str or list"})
+    """Tars of others: a directory, a pattern like dir/{000..127}.tar, an https://, s3:// or pipe: URL, or a list"""
+    output: str = MISSING
+    """Directory for the manifest and the indexes; the tars stay where they are"""
+    tokenizer: Optional[str] = None
+    """Model whose token lengths are written as well, for batch.policy=tokens; null: training counts them"""
+    workers: int = 1
+    """Processes that read shards"""
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    overwrite: bool = False
+    """Replace an index made of other tars"""
+
+
+@dataclass
+class DataInspectConfig:
+    shards: str = MISSING
+    """Directory or URL of shards"""
+    tokenizer: Optional[str] = None
+    """Model whose tokens are counted; null: lengths that lie beside the shards, or none"""
+    samples: int = 3
+    """Groups that are shown"""
+    worlds: list[int] = field(default_factory=lambda: [1, 2, 4, 8])
+    """Numbers of ranks for which micro-batches are planned"""
+    group_size: int = 3
+    """Passages of a group in the plan: one positive and the rest negatives"""
+    max_length: int = 512
+    """Tokens of a pair at most in the plan"""
+    groups: int = 32
+    """Groups of an optimizer step in the plan"""
+    per_gpu: int = 1
+    """Groups of a micro-batch of policy `fixed`"""
+    tokens: int = 8192
+    """Tokens of a micro-batch of policy `tokens`"""
+    steps: int = 50
+    """Optimizer steps that are planned and averaged"""
+    cache: CacheConfig = field(default_factory=CacheConfig)
+
+
+@dataclass
+class DataVerifyConfig:
+    shards: str = MISSING
+    """Directory or URL of shards"""
+    workers: int = 4
+    """Files that are read at a time"""
 
 
 @dataclass
@@ -310,7 +404,11 @@ class DemoConfig:
     """Directory for data/ (corpus, queries, groups) and base/ (the base model)"""
     negatives: int = 20
     """BM25 negatives of each training group"""
-    dev_queries: int = 64
+    sentences: bool = True
+    """Groups of passages' first sentences as well, beside those of headings"""
+    teacher: bool = True
+    """Scores of the base model as an embedder, for loss.distillation"""
+    dev_queries: int = 128
     """Queries of the dev split that select checkpoints"""
     dev_negatives: int = 9
     """BM25 negatives of each dev query"""
@@ -320,6 +418,9 @@ class DemoConfig:
 
 COMMANDS: dict[str, tuple[type, str]] = {
     "pack": (PackConfig, "write groups as WebDataset shards with a manifest"),
+    "index": (IndexConfig, "index WebDataset shards of others where they lie"),
+    "data inspect": (DataInspectConfig, "tell what shards hold and what micro-batches of them cost"),
+    "data verify": (DataVerifyConfig, "compare every byte of shards with their checksums"),
     "train": (TrainConfig, "train a cross-encoder reranker"),
     "evaluate": (EvaluateConfig, "compare first stage, base and fine-tuned model on a corpus with queries"),
     "export": (ExportConfig, "write a checkpoint as a Hugging Face directory with a model card"),
@@ -342,6 +443,19 @@ def accumulation(groups: int, per_gpu: int, world: int) -> int:
     return groups // (per_gpu * world)
 
 
+def cache_directory(cache: CacheConfig) -> Path:
+    """Where copies of remote shards are kept."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(cache.directory or os.path.join(home, "ko-reranker"))
+
+
+def check_at_least(values: Iterable[tuple[str, float, float]]) -> None:
+    """Raise UserError for the first (key, value, least) whose value is below."""
+    for key, value, least in values:
+        if not least <= value < math.inf:  # a NaN is refused as well
+            raise UserError(key, str(value), f"{least:g} or more", "change the value")
+
+
 def check_train(config: TrainConfig) -> None:
     """Refuse values that contradict each other or cannot be. Raises UserError."""
     data, batch, train, optim = config.data, config.batch, config.train, config.optim
@@ -353,9 +467,15 @@ def check_train(config: TrainConfig) -> None:
         ("data.shuffle_block", data.shuffle_block, 1),
         ("batch.groups", batch.groups, 1),
         ("batch.per_gpu", batch.per_gpu, 1),
+        ("batch.tokens", batch.tokens, 1),
+        ("data.bad_limit", data.bad_limit, 0),
+        ("data.retries", data.retries, 0),
+        ("data.cache.gib", data.cache.gib, 0),
         ("train.epochs", train.epochs, 1),
         ("train.keep_last", train.keep_last, 1),
         ("train.log_every", train.log_every, 1),
+        ("loss.labels", config.loss.labels, 0),
+        ("loss.distillation", config.loss.distillation, 0),
         ("optim.lr", optim.lr, 0),
         ("optim.weight_decay", optim.weight_decay, 0),
         ("optim.max_grad_norm", optim.max_grad_norm, 0),
@@ -375,9 +495,7 @@ def check_train(config: TrainConfig) -> None:
         "deepspeed.reduce_bucket_size": config.deepspeed.reduce_bucket_size,
     }
     at_least += [(key, value, 1) for key, value in optional.items() if value is not None]
-    for key, value, least in at_least:
-        if not least <= value < math.inf:  # a NaN is refused as well
-            raise UserError(key, str(value), f"{least:g} or more", "change the value")
+    check_at_least(at_least)
     shares = {
         "data.negatives.warmup": data.negatives.warmup,
         "data.negatives.random": data.negatives.random,
@@ -400,6 +518,18 @@ def check_train(config: TrainConfig) -> None:
             str(data.query_max_length),
             f"at most data.max_length - 5 = {data.max_length - 5}, to leave room for the passage",
             "lower it or raise data.max_length",
+        )
+    if not config.loss.labels and not config.loss.distillation:
+        raise UserError("loss.labels", "0, as loss.distillation", "a weight above 0 for one of them", "change one")
+    if not 0 < config.loss.temperature < math.inf:
+        raise UserError("loss.temperature", str(config.loss.temperature), "a number above 0", "change the value")
+    most = data.group_size * data.max_length
+    if batch.policy is BatchPolicy.tokens and batch.tokens < most:
+        raise UserError(
+            "batch.tokens",
+            str(batch.tokens),
+            f"at least data.group_size x data.max_length = {most}, the longest group",
+            "raise it or lower one of the two",
         )
     if train.metric not in ("mrr", "ndcg@10"):
         raise UserError("train.metric", train.metric, "mrr or ndcg@10", "change the value")

@@ -49,7 +49,8 @@ def describe(config: type, prefix: str = "") -> list[tuple[str, str, Any, str]]:
         default = item.default
         if item.default_factory is not dataclasses.MISSING:
             default = item.default_factory()
-        rows.append((prefix + item.name, _type_name(hint), default, docs[item.name]))
+        kind = item.metadata.get("kind") or _type_name(hint)
+        rows.append((prefix + item.name, kind, default, docs[item.name]))
     return rows
 
 

@@ -99,29 +99,37 @@ def read_groups(path: str | Path) -> Iterator[Group]:
 
 def read_lines(path: str | Path) -> Iterator[tuple[str, Any]]:
     """(`file:line`, decoded JSON value) of each line of a file that is not blank. Raises UserError."""
+    yield from decode_lines(raw_lines(path), path)
+
+
+def raw_lines(path: str | Path) -> Iterator[bytes]:
+    """The lines of a file as they are, decompressed. Raises UserError for a file that is missing or cut short."""
     with open_text(path) as stream:
-        # From the bytes: a text stream decodes ahead, and would name the wrong line.
-        yield from decode_lines(stream.buffer, path)  # type: ignore[attr-defined]
+        # The bytes: a text stream decodes ahead, and would name the wrong line.
+        yield from _to_the_end(stream.buffer, path)  # type: ignore[attr-defined]
 
 
-def decode_lines(stream: Iterable[bytes], name: object) -> Iterator[tuple[str, Any]]:
-    """The same of the lines of an open binary stream, which errors call `name`. Raises UserError."""
-    number = 0
+def decode_lines(stream: Iterable[bytes], name: object, first: int = 1) -> Iterator[tuple[str, Any]]:
+    """The same of the lines of an open binary stream, which errors call `name`, and its first line `first`."""
+    for number, line in enumerate(_to_the_end(stream, name), first):
+        if line.strip():
+            try:
+                yield f"{name}:{number}", json.loads(text := line.decode("utf-8").rstrip())
+            except json.JSONDecodeError as error:
+                raise UserError(
+                    f"{name}:{number}",
+                    f"{shorten(text)} ({error.msg} at column {error.colno})",
+                    "one JSON value a line",
+                    "write each record on one line of its own",
+                ) from None
+            except UnicodeDecodeError as error:
+                raise UserError(f"{name}:{number}", f"bytes that are not UTF-8 ({error.reason})", "UTF-8 text",
+                                "convert the file, for example with iconv") from None  # fmt: skip
+
+
+def _to_the_end(stream: Iterable[bytes], name: object) -> Iterator[bytes]:
     try:
-        for number, line in enumerate(stream, 1):
-            if line.strip():
-                try:
-                    yield f"{name}:{number}", json.loads(text := line.decode("utf-8").rstrip())
-                except json.JSONDecodeError as error:
-                    raise UserError(
-                        f"{name}:{number}",
-                        f"{shorten(text)} ({error.msg} at column {error.colno})",
-                        "one JSON value a line",
-                        "write each record on one line of its own",
-                    ) from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{name}:{number}", f"bytes that are not UTF-8 ({error.reason})", "UTF-8 text",
-                        "convert the file, for example with iconv") from None  # fmt: skip
+        yield from stream
     except (EOFError, OSError, zlib.error) as error:
         raise UserError(name, f"a file that cannot be read to its end ({error})", "a whole file",
                         "copy or make the file anew") from None  # fmt: skip

@@ -49,12 +49,31 @@ def check_arguments(command: str, arguments: list[str]) -> list[str]:
     directories = [carried_directory("conf")] if command == "train" else []
     directories += [Path(parsed.config_dir)] if parsed.config_dir else []
     parsed_overrides = [_parse(command, text) for text in parsed.overrides]
+    if command != "train":
+        _refuse_twice(parsed_overrides)
     if any(override.key_or_group == "hydra.searchpath" for override in parsed_overrides):
         return flags + overrides  # groups and options of the user's own: Hydra knows them
     for override in parsed_overrides:
         if not override.key_or_group.startswith(("hydra.", "hydra/")) and override.package is None:
             _check_override(command, override, directories, parsed.multirun)
     return flags + overrides
+
+
+def _refuse_twice(overrides: list[Override]) -> None:
+    """Raise UserError for a key that is given a value twice: Hydra would take the last and say nothing.
+
+    A shell makes several arguments of an unquoted pattern, as in shards=part-{0..3}.tar. For a training the last one
+    is meant: scripts put the user's own keys behind theirs.
+    """
+    seen: dict[str, str] = {}
+    for override in overrides:
+        key = override.key_or_group
+        if override.is_delete() or not isinstance(key, str):
+            continue
+        if key in seen:
+            found = f"{seen[key]} and {override.input_line}"
+            raise UserError(key, shorten(found), "one value", "leave one out; quote a pattern with braces")
+        seen[key] = str(override.input_line)
 
 
 def explain(command: str, error: Exception) -> UserError:

@@ -1,8 +1,10 @@
-"""A group -> the passages that it shows in an epoch, positive first: a pure function of (seed, epoch, group).
+"""A group -> which passages it shows in a pass, positive first: a pure function of (seed, pass, group).
 
-Positives take turns from epoch to epoch. A group's own negatives are dealt from a keyed permutation, so
-that over the epochs all are visited before one repeats. Random negatives are passages of other groups,
-named by keyed numbers; the caller fetches them. Nothing depends on rank, worker or earlier groups.
+In: hashes of the passages, as the index of a shard holds them. Out: references to passages; nothing is read, so
+that a plan can count tokens of what will be shown. Positives take turns from pass to pass. A group's own
+negatives are dealt from a keyed permutation, so that over the passes all are visited before one repeats. Random
+negatives are passages of the group's neighbours, the groups that are shuffled together with it and so lie in
+shards that are read anyhow. Nothing depends on rank, worker or earlier groups.
 """
 
 from __future__ import annotations
@@ -10,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from reranker.data.index import GroupTexts
 from reranker.data.permutation import Permutation, keyed
 from reranker.errors import UserError
-from reranker.groups import Group
 
 _POSITIVE, _NEGATIVE, _RANDOM = 11, 12, 13
 _TRIES = 16
@@ -39,71 +41,100 @@ class Choice:
         return places if progress < self.warmup else round(self.random * places)
 
 
+@dataclass(frozen=True)
+class Neighbours:
+    """The groups that random negatives are drawn from.
+
+    Attributes:
+        count: how many there are, this group among them; rank: its own place, 0 <= rank < count.
+        texts: the passages of the neighbour at a place.
+    """
+
+    count: int
+    rank: int
+    texts: Callable[[int], GroupTexts]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A passage: of the group itself (neighbour None) or of the neighbour at a place.
+
+    `passage` counts that group's positives and then its negatives.
+    """
+
+    neighbour: int | None
+    passage: int
+
+
 def choose(
-    group: Group,
+    group: GroupTexts,
     number: int,
+    neighbours: Neighbours,
     *,
     seed: int,
-    epoch: int,
+    pass_: int,
     progress: float,
     choice: Choice,
-    total: int,
-    fetch: Callable[[int], Group],
-) -> list[str]:
-    """The passages of a group in an epoch, the positive first.
+    name: object = "group",
+) -> list[Shown]:
+    """The passages of a group in a pass, the positive first.
 
     Args:
-        number: the group's place in the data set, 0 <= number < total; `fetch(n)` returns the n-th group.
+        number: the group's place in its source, which keys its choice.
         progress: share of the training behind this group.
+        name: what an error calls the group.
 
     Returns: `group_size` passages; fewer only with short_groups="shrink".
     Raises: UserError with short_groups="error" where negatives are missing.
     """
-    positive = group.pos[Permutation(len(group.pos), seed, _POSITIVE, number)(epoch % len(group.pos))]
+    count = len(group.pos)
+    positive = Permutation(count, seed, _POSITIVE, number)(pass_ % count)
     places = choice.group_size - 1
-    wanted = choice.random_count(progress) if total > 1 else 0
-    drawn = _random_negatives(group, number, wanted, seed, epoch, total, fetch)
-    own = _own_negatives(group.neg[: choice.hardest], places - len(drawn), number, seed, epoch)
-    negatives = own + drawn
+    wanted = choice.random_count(progress) if neighbours.count > 1 else 0
+    drawn = _random_negatives(group, number, wanted, seed, pass_, neighbours)
+    own = len(group.neg[: choice.hardest])
+    negatives = [Shown(None, count + place) for place in _dealt(own, places - len(drawn), number, seed, pass_)] + drawn
     if len(negatives) < places:
         if choice.short_groups == "error":
             raise UserError(
-                f"group {number}", f"{len(negatives)} negatives", f"{places}, as data.group_size={choice.group_size}",
+                name, f"{len(negatives)} negatives", f"{places}, as data.group_size={choice.group_size}",
                 "mine more, or say data.short_groups=repeat or shrink",
             )  # fmt: skip
         if choice.short_groups == "repeat":
             negatives = [negatives[place % len(negatives)] for place in range(places)]
-    return [positive, *negatives]
+    return [Shown(None, positive), *negatives]
 
 
-def _own_negatives(negatives: tuple[str, ...], count: int, number: int, seed: int, epoch: int) -> list[str]:
-    """`count` of the negatives (all, if there are no more): the epoch's share of a keyed permutation."""
-    if count >= len(negatives):
-        return list(negatives)
+def _dealt(negatives: int, count: int, number: int, seed: int, pass_: int) -> list[int]:
+    """`count` of range(negatives) (all, if there are no more): the pass's share of a keyed permutation."""
+    if count >= negatives:
+        return list(range(negatives))
     if count == 0:
         return []
     # A cycle deals every negative once; its last hand is filled up from its first.
-    hands = -(-len(negatives) // count)
-    deal = Permutation(len(negatives), seed, _NEGATIVE, number, epoch // hands)
-    first = epoch % hands * count
-    return [negatives[deal((first + place) % len(negatives))] for place in range(count)]
+    hands = -(-negatives // count)
+    deal = Permutation(negatives, seed, _NEGATIVE, number, pass_ // hands)
+    first = pass_ % hands * count
+    return [deal((first + place) % negatives) for place in range(count)]
 
 
 def _random_negatives(
-    group: Group, number: int, count: int, seed: int, epoch: int, total: int, fetch: Callable[[int], Group]
-) -> list[str]:
+    group: GroupTexts, number: int, count: int, seed: int, pass_: int, neighbours: Neighbours
+) -> list[Shown]:
     """Up to `count` passages of other groups, none of them a passage of this one, all different."""
-    taken: list[str] = []
+    found: list[Shown] = []
+    # Mined groups share passages: one of the group's own could stand in it twice, or its positive as a negative.
+    taken = {*group.pos, *group.neg} if count else set()
     for draw in range(count * _TRIES):
-        if len(taken) == count:
+        if len(found) == count:
             break
-        key = keyed(seed, _RANDOM, epoch, number, draw)
-        other = key % (total - 1)
-        other += other >= number
-        source = fetch(other)
+        key = keyed(seed, _RANDOM, pass_, number, draw)
+        other = key % (neighbours.count - 1)
+        other += other >= neighbours.rank
+        source = neighbours.texts(other)
         passages = (*source.pos, *source.neg)
-        passage = passages[keyed(key) % len(passages)]
-        # Mined groups share passages: one of the group's own negatives could stand in the group twice.
-        if passage not in group.pos and passage not in group.neg and passage not in taken:
-            taken.append(passage)
-    return taken
+        place = keyed(key) % len(passages)
+        if passages[place] not in taken:
+            taken.add(passages[place])
+            found.append(Shown(other, place))
+    return found

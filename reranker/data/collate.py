@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,8 +20,10 @@ class MicroBatch:
         ids_NL, types_NL: token and segment ids; mask_NL: 1 where there is a token.
         present_GP: False in the places of a group that hold no passage.
         weight_G: 1, or 0 for a ghost.
-        positions: of each group, its position in the epoch's order; a ghost has none.
-        tokens: tokens that belong to real pairs.
+        teacher_GP: the teacher's score of each passage, NaN where it gave none.
+        positions: of each group that counts, its position in the epoch's order; a ghost has none.
+        tokens: tokens that belong to pairs of groups that count.
+        bad: of each group that could not be read and has weight zero, why; such groups come last.
     """
 
     ids_NL: torch.Tensor
@@ -27,17 +31,19 @@ class MicroBatch:
     mask_NL: torch.Tensor
     present_GP: torch.Tensor
     weight_G: torch.Tensor
+    teacher_GP: torch.Tensor
     positions: tuple[int, ...]
     tokens: int
+    bad: tuple[str, ...] = ()
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same on a device; copies from pinned memory do not block."""
         move = {name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS}
-        return MicroBatch(**move, positions=self.positions, tokens=self.tokens)
+        return dataclasses.replace(self, **move)
 
     def pin_memory(self) -> MicroBatch:
         pinned = {name: getattr(self, name).pin_memory() for name in _TENSORS}
-        return MicroBatch(**pinned, positions=self.positions, tokens=self.tokens)
+        return dataclasses.replace(self, **pinned)
 
     @property
     def pairs(self) -> int:
@@ -45,7 +51,7 @@ class MicroBatch:
         return int((self.present_GP & (self.weight_G > 0)[:, None]).sum())
 
 
-_TENSORS = ("ids_NL", "types_NL", "mask_NL", "present_GP", "weight_G")
+_TENSORS = ("ids_NL", "types_NL", "mask_NL", "present_GP", "weight_G", "teacher_GP")
 
 
 def pad_pairs(pairs: Sequence[Pair], pad_id: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -61,23 +67,36 @@ def pad_pairs(pairs: Sequence[Pair], pad_id: int) -> tuple[torch.Tensor, torch.T
     return ids_NL, types_NL, mask_NL
 
 
-def collate(groups: Sequence[Sequence[Pair]], positions: Sequence[int], passages: int, pad_id: int) -> MicroBatch:
-    """The micro-batch of tokenized groups, the positive of each first.
+def collate(
+    groups: Sequence[Sequence[Pair]],
+    positions: Sequence[int],
+    passages: int,
+    pad_id: int,
+    bad: Sequence[str] = (),
+    teacher: Sequence[Sequence[float]] | None = None,
+) -> MicroBatch:
+    """The micro-batch of tokenized groups, the positive of each first, with a teacher's scores of their passages.
 
-    A group of fewer than `passages` pairs leaves places empty: its last pair stands in and is masked.
+    A group of fewer than `passages` pairs leaves places empty: its last pair stands in and is masked. For each
+    group of `bad` there are shortest pairs of weight zero: the batch keeps its shape and they teach nothing.
     """
-    rows = [pair for group in groups for pair in (*group, *[group[-1]] * (passages - len(group)))]
-    present = [[place < len(group) for place in range(passages)] for group in groups]
+    nothing = [[Pair([pad_id], [0])] * passages for _ in bad]
+    rows = [pair for group in (*groups, *nothing) for pair in (*group, *[group[-1]] * (passages - len(group)))]
+    present = [[place < len(group) for place in range(passages)] for group in (*groups, *nothing)]
     ids_NL, types_NL, mask_NL = pad_pairs(rows, pad_id)
+    weight_G = torch.tensor([1.0] * len(groups) + [0.0] * len(bad))
+    teacher_GP = torch.full((len(present), passages), math.nan)
+    for row, scores in enumerate(teacher or ()):
+        teacher_GP[row, : len(scores)] = torch.tensor(scores)
     return MicroBatch(
-        ids_NL, types_NL, mask_NL, torch.tensor(present), torch.ones(len(groups)), tuple(positions),
-        tokens=sum(len(pair.ids) for group in groups for pair in group),
+        ids_NL, types_NL, mask_NL, torch.tensor(present), weight_G, teacher_GP, tuple(positions),
+        tokens=sum(len(pair.ids) for group in groups for pair in group), bad=tuple(bad),
     )  # fmt: skip
 
 
-def ghost(pad_id: int) -> MicroBatch:
-    """One shortest pair with weight zero: a rank without groups still takes part in the collectives."""
-    ids_NL, types_NL, mask_NL = pad_pairs([Pair([pad_id], [0])], pad_id)
-    # A group of two places: the head and the loss see the shape that they always see.
-    ids_NL, types_NL, mask_NL = (tensor.repeat(2, 1) for tensor in (ids_NL, types_NL, mask_NL))
-    return MicroBatch(ids_NL, types_NL, mask_NL, torch.ones(1, 2, dtype=torch.bool), torch.zeros(1), (), tokens=0)
+def ghost(pad_id: int, bad: Sequence[str] = ()) -> MicroBatch:
+    """Shortest pairs of weight zero: a rank without groups still takes part in the collectives.
+
+    One group of two places: the head and the loss see the shape that they always see.
+    """
+    return dataclasses.replace(collate([], (), 2, pad_id, bad or ("a ghost",)), bad=tuple(bad))

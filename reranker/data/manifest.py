@@ -1,11 +1,12 @@
 """What a directory of shards holds: `manifest.json`, and beside each shard its index.
 
     shard-00000.tar                  plain USTAR, one NNNNNNNNN.json member per group, keys in order
-    shard-00000.index.safetensors    of each member: offset and size of its bytes, CRC-32
+    shard-00000.index.safetensors    of each member: offset and size of its bytes, CRC-32, hashes of its texts
     manifest.json                    schema, shards with groups, bytes and sha256, source, command
 
-Plain webdataset reads the tars and knows nothing of the rest. Raises `UserError` for a directory that is
-not whole.
+Plain webdataset reads the tars and knows nothing of the rest. The directory may be a URL. Foreign shards that
+`reranker index` has looked through lie elsewhere: their entries name a location of their own. Raises
+`UserError` for a directory that is not whole.
 """
 
 from __future__ import annotations
@@ -17,23 +18,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from reranker.data.location import is_remote, join, local_path, open_location
 from reranker.errors import UserError
 from reranker.files import read_json, sha256
 
-SCHEMA = 1
+SCHEMA = 2
 NAME = "manifest.json"
-REPACK = "delete the directory and run reranker pack again"
+REPACK = "delete the directory and run reranker pack (or index) again"
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar: its file name, groups, size in bytes and sha256, and the sha256 of its index."""
+    """One tar: its file name, groups, size in bytes and sha256, and the sha256 of its index.
+
+    `url` is the tar's own location where it does not lie beside the manifest.
+    """
 
     name: str
     groups: int
     bytes: int
     sha256: str
     index_sha256: str
+    url: str | None = None
+
+    def location(self, directory: str | Path) -> str:
+        """Where the tar of a manifest in `directory` lies."""
+        return self.url or join(str(directory), self.name)
 
     @property
     def index_name(self) -> str:
@@ -68,36 +78,58 @@ class Manifest:
 
 
 def load_manifest(directory: str | Path, key: str = "data.shards") -> Manifest:
-    """The manifest of a shard directory. `key` is the setting that named it."""
-    directory = Path(directory)
-    if not directory.is_dir():
-        raise UserError(key, f"{directory}, no such directory", "shards with a manifest.json",
-                        "write them with reranker pack groups=FILE output=DIR")  # fmt: skip
-    if not (directory / NAME).is_file():
-        tars = len(list(directory.glob("*.tar")))
-        raise UserError(key, f"{directory} with {tars} .tar files and no {NAME}", "shards with a manifest.json",
-                        "write them with reranker pack groups=FILE output=DIR")  # fmt: skip
-    value = read_json(directory / NAME, REPACK)
+    """The manifest of shards in a directory or under a URL. `key` is the setting that named it."""
+    directory = str(directory)
+    value = _remote_json(directory, key) if is_remote(directory) else _local_json(Path(local_path(directory)), key)
+    where = join(directory, NAME)
     if not isinstance(value, dict) or value.get("schema") != SCHEMA:
         schema = value.get("schema") if isinstance(value, dict) else None
-        raise UserError(directory / NAME, f"schema {schema}", f"schema {SCHEMA}", REPACK)
+        raise UserError(where, f"schema {schema}", f"schema {SCHEMA}", REPACK)
     try:
         shards = tuple(Shard(**shard) for shard in value["shards"])
         manifest = Manifest(shards, value["source"], value["command"])
     except (KeyError, TypeError) as error:
-        raise UserError(directory / NAME, f"an incomplete manifest ({error})", "what pack writes", REPACK) from None
+        raise UserError(where, f"an incomplete manifest ({error})", "what pack writes", REPACK) from None
     if not shards:
-        raise UserError(directory / NAME, "no shards", "at least one", REPACK)
+        raise UserError(where, "no shards", "at least one", REPACK)
     return manifest
 
 
+def _local_json(directory: Path, key: str) -> Any:
+    fix = "write them with reranker pack groups=FILE output=DIR, or index those of others with reranker index"
+    if not directory.is_dir():
+        raise UserError(key, f"{directory}, no such directory", "shards with a manifest.json", fix)
+    if not (directory / NAME).is_file():
+        tars = len(list(directory.glob("*.tar")))
+        raise UserError(key, f"{directory} with {tars} .tar files and no {NAME}", "shards with a manifest.json", fix)
+    return read_json(directory / NAME, REPACK)
+
+
+def _remote_json(directory: str, key: str) -> Any:
+    try:
+        with open_location(join(directory, NAME)) as stream:
+            return json.loads(stream.read())
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        fix = "check the URL and the credentials, or index shards of others with reranker index"
+        found = f"{directory}, whose {NAME} cannot be read ({reason})"
+        raise UserError(key, found, "the URL of shards", fix) from None
+
+
 def check_shards(directory: str | Path, manifest: Manifest, digest: bool = False) -> None:
-    """Compare every shard with the manifest: its size, and with `digest` its sha256. Raises UserError."""
+    """Compare every local shard with the manifest: its size, and with `digest` its sha256. Raises UserError.
+
+    Remote shards are compared when they are fetched.
+    """
     for shard in manifest.shards:
-        path = Path(directory) / shard.name
-        for file in (path, path.with_name(shard.index_name)):
-            if not file.is_file():
-                raise UserError(file, "no such file", f"a file of the {len(manifest.shards)} shards in {NAME}", REPACK)
+        files = [shard.location(directory), join(str(directory), shard.index_name)]
+        for location in files:
+            if not is_remote(location) and not Path(local_path(location)).is_file():
+                expected = f"a file of the {len(manifest.shards)} shards in {NAME}"
+                raise UserError(location, "no such file", expected, REPACK)
+        if is_remote(files[0]):
+            continue
+        path = Path(local_path(files[0]))
         if (size := path.stat().st_size) != shard.bytes:
             kind = "a truncated tar of" if size < shard.bytes else "a tar of"
             raise UserError(path, f"{kind} {size} bytes", f"{shard.bytes}", f"copy it again or {REPACK}")

@@ -1,13 +1,14 @@
-"""(seed, epoch, position) -> (shard, index): the order of the groups in an epoch, a pure function.
+"""(seed, pass, position) -> (shard, index): the order of the groups in one pass over a source, a pure function.
 
-Shards are permuted for each epoch and cut into blocks; the groups of a block are permuted among
-themselves, so that a block's shards are read together and no others. Memory is O(shards), whatever the
-number of groups. Each position names another group: nothing repeats and nothing is left out.
+Shards are permuted for each pass and cut into blocks; the groups of a block are permuted among themselves,
+so that a block's shards are read together and no others. Memory is O(shards), whatever the number of groups.
+Each position names another group: nothing repeats and nothing is left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,32 +18,71 @@ from reranker.data.permutation import Permutation
 _SHARDS, _GROUPS = 1, 2
 
 
+@dataclass(frozen=True)
+class Block:
+    """Shards that are shuffled together, in ascending order, and where their groups end when counted through."""
+
+    shards: np.ndarray
+    ends: np.ndarray
+
+    @property
+    def groups(self) -> int:
+        return int(self.ends[-1])
+
+    def rank(self, shard: int, index: int) -> int:
+        """The place of a group among the groups of the block."""
+        place = int(np.searchsorted(self.shards, shard))
+        return index + (int(self.ends[place - 1]) if place else 0)
+
+    def at(self, rank: int) -> tuple[int, int]:
+        """(shard, index) of the group at a place."""
+        place = int(np.searchsorted(self.ends, rank, side="right"))
+        return int(self.shards[place]), rank - (int(self.ends[place - 1]) if place else 0)
+
+
 class Order:
-    """The order of one epoch.
+    """The order of one pass.
 
     Args:
         sizes: groups of each shard.
         block: shards whose groups are shuffled together.
     """
 
-    def __init__(self, sizes: Sequence[int], seed: int, epoch: int, block: int) -> None:
-        count = len(sizes)
-        permutation = Permutation(count, seed, epoch, _SHARDS)
-        self._shards = np.array([permutation(place) for place in range(count)], dtype=np.int64)
-        # _ends[i]: groups in the first i + 1 shards of this epoch's order.
-        self._ends = np.cumsum(np.asarray(sizes, dtype=np.int64)[self._shards])
-        self._block, self._seed, self._epoch = block, seed, epoch
+    def __init__(self, sizes: Sequence[int], seed: int, number: int, block: int) -> None:
+        self._sizes = np.asarray(sizes, dtype=np.int64)
+        self._shards = Permutation(len(sizes), seed, number, _SHARDS).all()
+        # _ends[i]: groups in the first i + 1 shards of this pass's order.
+        self._ends = np.cumsum(self._sizes[self._shards])
+        self._block, self._seed, self._number = block, seed, number
+        self._blocks: dict[int, Block] = {}
         self.groups = int(self._ends[-1])
+
+    def block_of(self, position: int) -> int:
+        """The block in which the group at `position` stands."""
+        assert 0 <= position < self.groups, f"position {position} of {self.groups}"
+        return int(np.searchsorted(self._ends, position, side="right")) // self._block
 
     def locate(self, position: int) -> tuple[int, int]:
         """(shard, index in the shard) of the group at `position`, 0 <= position < groups."""
-        assert 0 <= position < self.groups, f"position {position} of {self.groups}"
-        block = int(np.searchsorted(self._ends, position, side="right")) // self._block
+        block = self.block_of(position)
         first = block * self._block
         last = min(first + self._block, len(self._shards)) - 1
         start = int(self._ends[first - 1]) if first else 0
         size = int(self._ends[last]) - start
-        inside = Permutation(size, self._seed, self._epoch, _GROUPS, block)(position - start)
+        inside = Permutation(size, self._seed, self._number, _GROUPS, block)(position - start)
         place = int(np.searchsorted(self._ends, start + inside, side="right"))
         before = int(self._ends[place - 1]) if place else 0
         return int(self._shards[place]), start + inside - before
+
+    def block(self, number: int) -> Block:
+        """A block by its number, 0 <= number < blocks."""
+        if number not in self._blocks:
+            shards = np.sort(self._shards[number * self._block : (number + 1) * self._block])
+            # Positions are visited in order: only the block under way and the one before it are of use.
+            self._blocks = {key: value for key, value in self._blocks.items() if key == number - 1}
+            self._blocks[number] = Block(shards, np.cumsum(self._sizes[shards]))
+        return self._blocks[number]
+
+    @property
+    def blocks(self) -> int:
+        return -(-len(self._shards) // self._block)

@@ -8,6 +8,8 @@ splitmix64 (Steele et al., 2014), which mixes every bit into every other: rounds
 
 from __future__ import annotations
 
+import numpy as np
+
 _MASK = (1 << 64) - 1
 _ROUNDS = 6
 
@@ -18,6 +20,14 @@ def mix(value: int) -> int:
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
     return value ^ (value >> 31)
+
+
+def _mix_all(values: np.ndarray) -> np.ndarray:
+    """`mix` of an array of 64-bit numbers, whose arithmetic is modulo 2^64 by itself."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
 
 
 def keyed(*parts: int) -> int:
@@ -45,6 +55,22 @@ class Permutation:
             # The network permutes a domain of less than 4 n elements: leaving it again takes few rounds.
             if value < self.n:
                 return value
+
+    def all(self) -> np.ndarray:
+        """Every element in order, as an array: what `[self(i) for i in range(n)]` gives."""
+        values = np.arange(self.n, dtype=np.uint64)
+        inside = np.zeros(self.n, dtype=bool)
+        while not inside.all():
+            values[~inside] = self._encrypt_all(values[~inside])
+            inside = values < self.n
+        return values.astype(np.int64)
+
+    def _encrypt_all(self, values: np.ndarray) -> np.ndarray:
+        half, mask = np.uint64(self._half), np.uint64((1 << self._half) - 1)
+        left, right = values >> half, values & mask
+        for key in self._keys:
+            left, right = right, left ^ (_mix_all(right ^ np.uint64(key)) & mask)
+        return left << half | right
 
     def _encrypt(self, value: int) -> int:
         mask = (1 << self._half) - 1

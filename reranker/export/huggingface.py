@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from reranker.config import ExportConfig, Precision
+from reranker.data.dataset import parse_sources
 from reranker.data.tokenize import CONFIG_KEY, Contract
 from reranker.errors import UserError
 from reranker.export.model_card import LICENSES, METRICS, CardFacts, model_card
@@ -215,9 +216,14 @@ def _facts(
 
 def _packed_groups(settings: dict[str, Any]) -> int | None:
     """How many groups the training data hold, where the shards are still at hand."""
-    manifest = Path(settings["data"]["shards"]) / "manifest.json"
-    groups = read_json(manifest).get("groups") if manifest.is_file() else None
-    return groups if isinstance(groups, int) else None
+    total = 0
+    for _, shards, _ in parse_sources(settings["data"]["shards"]):
+        manifest = Path(shards) / "manifest.json"
+        groups = read_json(manifest).get("groups") if manifest.is_file() else None
+        if not isinstance(groups, int):
+            return None
+        total += groups
+    return total
 
 
 def _license(readme: Path) -> str | None:

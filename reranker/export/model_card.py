@@ -250,18 +250,33 @@ def _training(facts: CardFacts) -> str:
     return "\n".join(lines)
 
 
+def _loss(settings: dict[str, Any]) -> str:
+    labels, distillation = settings.get("labels", 1.0), settings.get("distillation", 0.0)
+    parts = []
+    if labels:
+        weight = "" if labels == 1 else f"{labels:g} x "
+        parts.append(f"{weight}cross-entropy over the scores of each group, the positive being the target")
+    if distillation:
+        weight = "" if distillation == 1 else f"{distillation:g} x "
+        at = f" at temperature {settings.get('temperature', 1.0):g}"
+        parts.append(f"{weight}divergence from the softmax of a teacher's scores{at}")
+    return " + ".join(parts)
+
+
 def _parameters(facts: CardFacts) -> list[tuple[str, Any]]:
     """Rows of the training table; None where a value is not known."""
     model, data, batch, optim, train = (
         facts.settings.get(name) or {} for name in ("model", "data", "batch", "optim", "train")
     )
     groups, per_gpu = batch.get("groups"), batch.get("per_gpu")
+    by_tokens = batch.get("policy") == "tokens"
+    per_gpu = None if by_tokens else per_gpu
     accumulation = groups // (per_gpu * facts.world) if groups and per_gpu and facts.world else None
     warmup, dropout = optim.get("warmup"), model.get("dropout")
     clipping, betas = optim.get("max_grad_norm"), ", ".join(f"{beta:g}" for beta in optim.get("betas", ()))
     contract = facts.contract
     return [
-        ("loss", "cross-entropy over the scores of each group, the positive being the target"),
+        ("loss", _loss(facts.settings.get("loss") or {})),
         ("recipe", facts.settings.get("recipe")),
         ("base model revision", model.get("revision")),
         ("learning rate", _number(optim.get("lr"))),
@@ -270,6 +285,7 @@ def _parameters(facts: CardFacts) -> list[tuple[str, Any]]:
         ("steps at most", train.get("max_steps")),
         ("per-GPU batch (groups)", per_gpu),
         ("gradient accumulation", accumulation),
+        ("per-GPU batch (tokens at most)", batch.get("tokens") if by_tokens else None),
         ("GPUs or processes", facts.world),
         ("groups a step", groups),
         ("group size", data.get("group_size")),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch.nn import functional
 
@@ -27,3 +29,62 @@ def listwise_cross_entropy(scores_GP: torch.Tensor, present_GP: torch.Tensor, we
     target_G = torch.zeros(len(scores_GP), dtype=torch.long, device=scores_GP.device)
     loss_G = functional.cross_entropy(scores_GP, target_G, reduction="none")
     return (loss_G * weight_G.to(loss_G.dtype)).sum()
+
+
+def listwise_distillation(
+    scores_GP: torch.Tensor,
+    teacher_GP: torch.Tensor,
+    present_GP: torch.Tensor,
+    weight_G: torch.Tensor,
+    temperature: float = 1.0,
+) -> torch.Tensor:
+    """Sum over groups of KL(softmax(teacher / T) || softmax(scores)), in float32 (float64 stays).
+
+    The student learns the teacher's distribution over each group's passages (Hinton et al., 2015; over the passages
+    of a query as in RankDistil, Reddi et al., 2021). FlagEmbedding's distillation differs by the teacher's entropy
+    alone, which has no gradient. The student's scores are not divided: they are what is ranked by.
+
+    Args:
+        scores_GP: a score for each passage of each group, any float type.
+        teacher_GP: the teacher's scores; NaN where it gave none. Such a passage takes no part, and a group with
+            less than two others adds nothing.
+        present_GP, weight_G: as in `listwise_cross_entropy`.
+        temperature: T, above 0: smaller is sharper.
+
+    Returns: a scalar.
+    """
+    scores_GP = scores_GP if scores_GP.dtype == torch.float64 else scores_GP.float()
+    known_GP = present_GP & ~teacher_GP.isnan() & (weight_G > 0)[:, None]
+    known_GP = known_GP & (known_GP.sum(1) > 1)[:, None]
+    least = torch.finfo(scores_GP.dtype).min
+    # Selected before any arithmetic: zero times infinity is not zero, and NaN would reach the gradient.
+    student_GP = torch.where(known_GP, scores_GP, torch.full_like(scores_GP, least)).log_softmax(1)
+    teacher_GP = torch.where(known_GP, teacher_GP.to(scores_GP.dtype) / temperature, torch.full_like(scores_GP, least))
+    log_teacher_GP = teacher_GP.log_softmax(1)
+    kl_GP = torch.where(known_GP, log_teacher_GP.exp() * (log_teacher_GP - student_GP), torch.zeros_like(scores_GP))
+    return (kl_GP.sum(1) * weight_G.to(kl_GP.dtype)).sum()
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A weighted sum of losses over the groups of a micro-batch.
+
+    Attributes:
+        labels: weight of the cross-entropy with the positive as target.
+        distillation: weight of the divergence from a teacher's scores, whose softmax has `temperature`.
+    """
+
+    labels: float = 1.0
+    distillation: float = 0.0
+    temperature: float = 1.0
+
+    def __call__(
+        self, scores_GP: torch.Tensor, teacher_GP: torch.Tensor, present_GP: torch.Tensor, weight_G: torch.Tensor
+    ) -> torch.Tensor:
+        loss = scores_GP.new_zeros((), dtype=torch.float32)
+        if self.labels:
+            loss = loss + self.labels * listwise_cross_entropy(scores_GP, present_GP, weight_G)
+        if self.distillation:
+            part = listwise_distillation(scores_GP, teacher_GP, present_GP, weight_G, self.temperature)
+            loss = loss + self.distillation * part
+        return loss

@@ -1,78 +1,172 @@
-"""Groups (jsonl) -> WebDataset shards with index and manifest.
+"""Groups (jsonl) -> WebDataset shards with index and manifest, and with a tokenizer the token lengths.
 
 Every line is checked before anything takes its final name: the output directory is whole or absent. Equal
-groups give equal bytes: members in order, fixed owner, mode and time.
+groups give equal bytes, whatever the number of processes that write them: members in order, fixed owner, mode
+and time. Memory holds a few shards for each process, never the whole input.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import functools
 import io
+import itertools
 import os
 import re
 import tarfile
-import zlib
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from safetensors.numpy import save_file
 
 from reranker.config import PackConfig
+from reranker.data import lengths
+from reranker.data.index import IndexBuilder
+from reranker.data.lengths import Lengths, lengths_name, write_lengths
 from reranker.data.manifest import NAME, Manifest, Shard, check_shards, load_manifest
+from reranker.data.reader import ShardReader
+from reranker.data.tokenize import Contract, PairTokenizer
 from reranker.errors import UserError
 from reranker.files import atomic_directory, refusals_told, sha256, write_json
-from reranker.groups import Group, read_groups
+from reranker.groups import FORM, Group, decode_lines, parse_group, raw_lines
+from reranker.processes import in_order
 from reranker.progress import progress_bar
 
 _BLOCK = 512
 _OURS = re.compile(r"shard-\d{5,}\.(tar|index\.safetensors)|" + re.escape(NAME))
+# Also what a kill leaves of one: `.lengths-FINGERPRINT.*`.
+_OUR_LENGTHS = re.compile(r"\.?" + lengths_name("[0-9a-f]{16}") + r"(\..+)?")
+_IN_LENGTHS = re.compile(r"shard-\d{5,}\.safetensors|" + re.escape(lengths.NAME))
 
 
 def pack_command(config: PackConfig) -> int:
     """`reranker pack`."""
-    if config.groups_per_shard < 1:
-        raise UserError("groups_per_shard", str(config.groups_per_shard), "1 or more", "change the value")
+    for key in ("groups_per_shard", "workers"):
+        if (value := getattr(config, key)) < 1:
+            raise UserError(key, str(value), "1 or more", "change the value")
     groups, output = Path(config.groups), Path(config.output)
     if not groups.is_file():
         raise UserError("groups", f"{groups}, no such file", "groups, one JSON object a line", "check the path")
+    tokenizer = load_pair_tokenizer(config.tokenizer) if config.tokenizer else None
     source = {"name": groups.name, "sha256": sha256(groups), "groups_per_shard": config.groups_per_shard}
     if os.path.exists(output):
         with refusals_told(output):
-            _refuse_others(output, config.overwrite)
+            refuse_others(output, config.overwrite)
         if (output / NAME).is_file() and not config.overwrite:
-            manifest = load_manifest(output, "output")
-            if manifest.source == source:
-                check_shards(output, manifest)
-                print(f"{output}: {manifest.groups} groups in {len(manifest.shards)} shards, packed before")
-                return 0
-            raise UserError("output", f"{output} with shards of other groups", "a directory to make",
-                            "choose another one or say overwrite=true")  # fmt: skip
-    with progress_bar(desc="pack", unit=" groups") as bar:
-        manifest = pack(_counted(read_groups(groups), bar), output, source, config.groups_per_shard)
-    print(f"{output}: {manifest.groups} groups in {len(manifest.shards)} shards")
+            return _packed_before(config, load_manifest(output, "output"), source, tokenizer)
+    batches = _line_batches(groups, config.groups_per_shard)
+    manifest = _write(batches, output, source, config.groups_per_shard, config.workers, tokenizer, shown=True)
+    added = f", with token lengths of {config.tokenizer}" if tokenizer else ""
+    print(f"{output}: {manifest.groups} groups in {len(manifest.shards)} shards{added}")
     return 0
 
 
 def pack(groups: Iterable[Group], output: Path, source: dict[str, object], groups_per_shard: int) -> Manifest:
     """Write groups as shards under `output`, whole or not at all. Raises UserError from reading and writing them."""
     remaining = iter(groups)
+    batches = iter(lambda: list(itertools.islice(remaining, groups_per_shard)), [])
+    return _write(batches, output, source, groups_per_shard)
+
+
+def load_pair_tokenizer(name: str) -> PairTokenizer:
+    """The tokenizer of a model whose token lengths are asked for. Raises UserError."""
+    from reranker.model.cross_encoder import load_tokenizer
+
+    return PairTokenizer(load_tokenizer(name, key="tokenizer"), Contract())
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """Groups as the lines of a file from line `first` on: parsed when iterated, so in the process that writes them."""
+
+    file: Path
+    first: int
+    lines: list[bytes]
+
+    def __iter__(self) -> Iterator[Group]:
+        for where, value in decode_lines(self.lines, self.file, self.first):
+            yield parse_group(value, where)
+
+
+def _line_batches(path: Path, groups_per_shard: int) -> Iterator[_Lines]:
+    """The lines of each shard. Raises UserError where the file cannot be read on, after the lines before that."""
+    lines: list[bytes] = []
+    first, found = 1, 0
+    try:
+        for number, line in enumerate(raw_lines(path), 1):
+            lines.append(line)
+            found += bool(line.strip())
+            if found == groups_per_shard:
+                yield _Lines(path, first, lines)
+                lines, first, found = [], number + 1, 0
+    except UserError:
+        yield _Lines(path, first, lines)  # a wrong line among them comes first
+        raise
+    if found:
+        yield _Lines(path, first, lines)
+    elif first == 1:
+        raise UserError(path, "an empty file", f"one group a line, {FORM}", "check how the file was made")
+
+
+def _packed_before(
+    config: PackConfig, manifest: Manifest, source: dict[str, object], tokenizer: PairTokenizer | None
+) -> int:
+    output = Path(config.output)
+    if manifest.source != source:
+        raise UserError("output", f"{output} with shards of other groups", "a directory to make",
+                        "choose another one or say overwrite=true")  # fmt: skip
+    check_shards(output, manifest)
+    added = ""
+    if tokenizer:
+        beside = output / lengths_name(tokenizer.fingerprint)
+        if beside.exists():
+            Lengths(beside, manifest, tokenizer.fingerprint)  # raises for what is not whole
+        else:
+            _write_lengths(beside, manifest, tokenizer, config.workers)
+            added = f"; token lengths of {config.tokenizer} added"
+    print(f"{output}: {manifest.groups} groups in {len(manifest.shards)} shards, packed before{added}")
+    return 0
+
+
+def _write(
+    batches: Iterable[Iterable[Group]],
+    output: Path,
+    source: dict[str, object],
+    groups_per_shard: int,
+    workers: int = 1,
+    tokenizer: PairTokenizer | None = None,
+    shown: bool = False,
+) -> Manifest:
+    """A shard of each batch; all but the last are of `groups_per_shard` groups."""
     shards: list[Shard] = []
     with atomic_directory(output) as staging:
-        first = 0
-        while batch := list(islice(remaining, groups_per_shard)):
-            shards.append(write_shard(staging / f"shard-{len(shards):05d}.tar", batch, first))
-            first += len(batch)
+        write = functools.partial(_write_batch, staging, groups_per_shard)
+        bar = progress_bar(desc="pack", unit=" groups", disable=not shown)
+        with bar, in_order(write, enumerate(batches), workers) as written:
+            for shard in written:
+                shards.append(shard)
+                bar.update(shard.groups)
         command = f"reranker pack groups={source['name']} groups_per_shard={groups_per_shard}"
         manifest = Manifest(tuple(shards), source, command)
         write_json(staging / NAME, manifest.to_dict())
+        if tokenizer:
+            _write_lengths(staging / lengths_name(tokenizer.fingerprint), manifest, tokenizer, workers)
     return manifest
+
+
+def _write_lengths(output: Path, manifest: Manifest, tokenizer: PairTokenizer, workers: int) -> None:
+    with contextlib.closing(ShardReader(output.parent, manifest)) as reader:
+        write_lengths(output, reader, tokenizer, workers)
+
+
+def _write_batch(directory: Path, groups_per_shard: int, batch: tuple[int, Iterable[Group]]) -> Shard:
+    number, groups = batch
+    return write_shard(directory / f"shard-{number:05d}.tar", list(groups), number * groups_per_shard)
 
 
 def write_shard(path: Path, groups: list[Group], first: int) -> Shard:
     """One tar and its index; `first` is the place of its first group in the data set."""
-    offsets, sizes, checksums = [], [], []
+    members = IndexBuilder()
     with open(path, "wb") as stream:
         with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for number, group in enumerate(groups, first):
@@ -80,24 +174,17 @@ def write_shard(path: Path, groups: list[Group], first: int) -> Shard:
                 # A new TarInfo has mode 0644, owner 0 and time 0: nothing of this machine gets in.
                 member = tarfile.TarInfo(f"{number:09d}.json")
                 member.size = len(content)
-                offsets.append(stream.tell() + _BLOCK)
+                members.add(group, stream.tell() + _BLOCK, content)
                 tar.addfile(member, io.BytesIO(content))
-                sizes.append(len(content))
-                checksums.append(zlib.crc32(content))
         stream.flush()
         os.fsync(stream.fileno())
-    columns = {
-        "offset": np.array(offsets, np.uint64),
-        "size": np.array(sizes, np.uint64),
-        "crc32": np.array(checksums, np.uint32),
-    }
     shard = Shard(path.name, len(groups), path.stat().st_size, sha256(path), "")
     index = path.with_name(shard.index_name)
-    save_file(columns, index)
-    return Shard(shard.name, shard.groups, shard.bytes, shard.sha256, sha256(index))
+    members.save(index)
+    return dataclasses.replace(shard, index_sha256=sha256(index))
 
 
-def _refuse_others(output: Path, overwrite: bool) -> None:
+def refuse_others(output: Path, overwrite: bool) -> None:
     """Raise UserError for what is neither empty nor shards: overwriting removes whole sets of shards alone."""
     expected = "a directory of shards alone or none" if overwrite else "a directory to make"
     fix = "move it away or choose another one"
@@ -106,7 +193,7 @@ def _refuse_others(output: Path, overwrite: bool) -> None:
     names = sorted(path.name for path in output.iterdir())
     if not names or (NAME in names and not overwrite):
         return
-    found = next((name for name in names if not _OURS.fullmatch(name)), None)
+    found = next(_others(output), None)
     if not found and NAME not in names:
         found = f"shards without {NAME}"
     if not found:
@@ -118,7 +205,11 @@ def _refuse_others(output: Path, overwrite: bool) -> None:
         raise UserError("output", f"{output}, which holds {found}", expected, fix)
 
 
-def _counted(groups: Iterable[Group], bar: Any) -> Iterator[Group]:
-    for group in groups:
-        bar.update()
-        yield group
+def _others(output: Path) -> Iterator[str]:
+    """The names in a directory of shards that are not ours."""
+    for path in sorted(output.iterdir()):
+        if path.is_dir() and _OUR_LENGTHS.fullmatch(path.name):
+            inside = sorted(entry.name for entry in path.iterdir())
+            yield from (f"{path.name}/{name}" for name in inside if not _IN_LENGTHS.fullmatch(name))
+        elif not _OURS.fullmatch(path.name):
+            yield path.name

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from reranker.config import Precision, TrainConfig
-from reranker.data.manifest import Manifest
+from reranker.config import BatchPolicy, Precision
 from reranker.model.cross_encoder import load_config
 from reranker.train.distributed import Ranks
+from reranker.train.job import Job
 
 GIB = 2**30
 
@@ -54,29 +54,34 @@ def count_parameters(config: Any) -> tuple[int, int]:
     return sum(parameter.numel() for parameter in model.parameters()), embedding.weight.numel()
 
 
-def report(config: TrainConfig, manifest: Manifest, precision: Precision, stage: int, ranks: Ranks, steps: int) -> str:
+def report(job: Job, ranks: Ranks) -> str:
     """The dry run's text. Every rank need not call this: there are no collectives."""
+    config, sources = job.config, job.data.sources
     model = load_config(config.model.name, config.model.revision)
     parameters, embedding = count_parameters(model)
-    states = state_bytes(parameters, precision, stage, ranks.world)
+    states = state_bytes(parameters, job.precision, job.stage, ranks.world)
     batch, data = config.batch, config.data
-    pairs = batch.per_gpu * data.group_size
-    activations = activation_bytes(model, pairs, data.max_length, precision, config.model.gradient_checkpointing)
-    seen = min(config.train.epochs * manifest.groups, steps * batch.groups)
-    each = batch.groups // (batch.per_gpu * ranks.world)
+    if batch.policy is BatchPolicy.tokens:
+        pairs, length = max(1, batch.tokens // data.max_length), data.max_length
+        made = f"micro-batches of at most {batch.tokens:,} tokens per rank on {ranks.world} ranks"
+    else:
+        pairs, length = batch.per_gpu * data.group_size, data.max_length
+        each = batch.groups // (batch.per_gpu * ranks.world)
+        made = f"{batch.per_gpu} per rank x {ranks.world} ranks x {each} micro-batches"
+    activations = activation_bytes(model, pairs, length, job.precision, config.model.gradient_checkpointing)
+    seen = min(config.train.epochs * job.data.positions, job.steps * batch.groups)
     kind = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "CPU"
-    rows = [
-        ("devices", f"{ranks.world} x {kind}"),
-        ("precision", f"{precision.value}, ZeRO stage {stage}"),
-        ("data", f"{manifest.groups:,} groups in {len(manifest.shards)} shards, {data.group_size} passages each"),
-        (
-            "batch",
-            f"{batch.groups} groups a step = {batch.per_gpu} per rank x {ranks.world} ranks x {each} micro-batches",
-        ),
-        ("steps", f"{steps:,}, {seen:,} groups, {seen * data.group_size:,} pairs"),
+    rows = [("devices", f"{ranks.world} x {kind}"), ("precision", f"{job.precision.value}, ZeRO stage {job.stage}")]
+    for source, share in zip(sources, job.data.mixture.shares, strict=True):
+        packed = f"{source.manifest.groups:,} groups in {len(source.manifest.shards)} shards"
+        taken = f"{source.name}: {packed}, {share.positions:,} an epoch" if source.name else packed
+        rows.append(("data", f"{taken}, {data.group_size} passages each"))
+    rows += [
+        ("batch", f"{batch.groups} groups a step = {made}"),
+        ("steps", f"{job.steps:,}, {seen:,} groups, {seen * data.group_size:,} pairs"),
         ("parameters", f"{parameters / 1e6:.1f}M, of which {embedding / 1e6:.1f}M token embeddings"),
         ("memory per rank", ", ".join(f"{name} {size / GIB:.2f} GiB" for name, size in states.items())),
-        ("", f"activations up to {activations / GIB:.2f} GiB ({pairs} pairs of {data.max_length} tokens)"),
+        ("", f"activations up to {activations / GIB:.2f} GiB ({pairs} pairs of {length} tokens)"),
         ("", f"about {(sum(states.values()) + activations) / GIB:.2f} GiB in all (an estimate)"),
     ]
     return "dry run: nothing is trained\n" + "\n".join(f"  {name:16s} {value}" for name, value in rows)

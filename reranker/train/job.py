@@ -13,16 +13,29 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from reranker.config import Precision, ShardCheck, TrainConfig, accumulation, resolve_precision
+from reranker.config import (
+    BadData,
+    BatchPolicy,
+    Precision,
+    ShardCheck,
+    TrainConfig,
+    accumulation,
+    cache_directory,
+    resolve_precision,
+)
+from reranker.data.cache import ShardCache
 from reranker.data.choose import Choice
-from reranker.data.collate import MicroBatch
-from reranker.data.manifest import Manifest, check_shards, load_manifest
-from reranker.data.plan import Cursor, Step, planned_steps, steps_per_epoch
-from reranker.data.stream import DataSet, PlanSource, stream
+from reranker.data.dataset import DataSet, Source, fingerprint, make_mixture, parse_sources
+from reranker.data.lengths import find_or_write_lengths
+from reranker.data.manifest import check_shards, load_manifest
+from reranker.data.plan import Cursor, Step, plan_fixed, plan_tokens, step_numbers, steps_per_epoch
+from reranker.data.reader import ShardReader
+from reranker.data.stream import PlanSource, StepBatches, stream
 from reranker.data.tokenize import Contract, PairTokenizer
 from reranker.errors import UserError
 from reranker.files import sha256
 from reranker.model.cross_encoder import load_config, load_tokenizer, positions
+from reranker.model.losses import Objective
 from reranker.train.distributed import Ranks
 from reranker.train.loop import Plan
 
@@ -32,11 +45,9 @@ class Job:
     """What is to be trained, checked and derived on every rank alike before anything costs time."""
 
     config: TrainConfig
-    manifest: Manifest
-    tokenizer: PairTokenizer
+    data: DataSet
     precision: Precision
     stage: int
-    accumulation: int
     evaluator: Any
     world: int
 
@@ -47,8 +58,7 @@ class Job:
     @property
     def steps(self) -> int:
         """Optimizer steps of the whole training."""
-        steps = self.config.train.epochs * steps_per_epoch(self.manifest.groups, self.config.batch.groups)
-        return min(steps, self.config.train.max_steps or steps)
+        return _steps(self.config, self.data.positions)
 
     @property
     def dev_sha256(self) -> str | None:
@@ -57,22 +67,21 @@ class Job:
 
     @property
     def start(self) -> Cursor:
-        return Cursor(self.config.train.seed, 0, 0, self.config.batch.groups, self.manifest.fingerprint)
+        return Cursor(self.config.train.seed, 0, 0, self.config.batch.groups, fingerprint(self.data.sources))
 
     @property
     def evaluate_every(self) -> int:
-        each_epoch = steps_per_epoch(self.manifest.groups, self.config.batch.groups)
+        each_epoch = steps_per_epoch(self.data.positions, self.config.batch.groups)
         return self.config.train.eval_every or each_epoch
 
 
 def prepare(config: TrainConfig, ranks: Ranks, evaluator: Callable[..., Any]) -> tuple[Job, list[str]]:
     """Check data and model; (the job, what to tell the user). Raises UserError."""
-    micro_batches = accumulation(config.batch.groups, config.batch.per_gpu, ranks.world)
+    if config.batch.policy is BatchPolicy.fixed:
+        accumulation(config.batch.groups, config.batch.per_gpu, ranks.world)
     precision, stage, told = resolve_precision(
         config.precision.name, ranks.device.type, config.deepspeed.stage, config.precision.fp16_on_cpu
     )
-    manifest = load_manifest(config.data.shards)
-    check_shards(config.data.shards, manifest, digest=config.data.check is ShardCheck.sha256)
     hugging_face = load_tokenizer(config.model.name, config.model.revision)
     limit = positions(load_config(config.model.name, config.model.revision))
     if limit is not None and config.data.max_length > limit:
@@ -81,10 +90,43 @@ def prepare(config: TrainConfig, ranks: Ranks, evaluator: Callable[..., Any]) ->
     data = config.data
     tokenizer = PairTokenizer(hugging_face, Contract(data.max_length, data.query_max_length, data.truncation.value))
     dev = evaluator(data.dev, tokenizer) if data.dev else None
-    job = Job(config, manifest, tokenizer, precision, stage, micro_batches, dev, ranks.world)
+    job = Job(config, open_data(config, tokenizer), precision, stage, dev, ranks.world)
     if Path(config.run_dir).exists() and not Path(config.run_dir).is_dir():
         raise UserError("run_dir", f"{config.run_dir}, which is a file", "a directory", "choose another one")
     return job, told
+
+
+def open_data(config: TrainConfig, tokenizer: PairTokenizer) -> DataSet:
+    """The groups to train on, their shards compared with their manifests. Raises UserError."""
+    data = config.data
+    cache = ShardCache(cache_directory(data.cache), int(data.cache.gib * 2**30), data.retries)
+    sources = []
+    for name, directory, weight in parse_sources(data.shards):
+        manifest = load_manifest(directory, f"data.shards.{name}" if name else "data.shards")
+        check_shards(directory, manifest, digest=data.check is ShardCheck.sha256)
+        sources.append(Source(name, manifest, ShardReader(directory, manifest, cache, data.retries), weight))
+    choice = Choice(
+        data.group_size, data.short_groups.value, data.negatives.warmup, data.negatives.random, data.negatives.hardest
+    )
+    positions = make_mixture(sources).positions
+    in_all = min(config.train.epochs * positions, _steps(config, positions) * config.batch.groups)
+    ghosts = data.bad is BadData["ghost"]
+    teacher = config.loss.distillation > 0
+    return DataSet(sources, tokenizer, choice, config.train.seed, data.shuffle_block, in_all, ghosts, teacher)
+
+
+def count_lengths(job: Job) -> None:
+    """Give every source its token lengths, where the plan needs them: read, or counted and written first.
+
+    Raises UserError.
+    """
+    if job.config.batch.policy is not BatchPolicy.tokens:
+        return
+    data = job.config.data
+    for source in job.data.sources:
+        source.lengths = find_or_write_lengths(
+            source.reader, job.data.tokenizer, cache_directory(data.cache), max(1, data.workers)
+        )
 
 
 def make_plan(job: Job, cursor: Cursor, done: int) -> Plan:
@@ -99,12 +141,13 @@ def make_plan(job: Job, cursor: Cursor, done: int) -> Plan:
         return step % save_every == 0 or step == steps or evaluate_after(step)
 
     return Plan(
-        steps=list_steps(job, cursor),
         done=done,
         total=steps,
         seed=settings.seed,
         lr=job.config.optim.lr,
         warmup=job.config.optim.warmup,
+        bad_limit=job.config.data.bad_limit,
+        objective=Objective(job.config.loss.labels, job.config.loss.distillation, job.config.loss.temperature),
         evaluate_after=evaluate_after,
         # A checkpoint that is evaluated is saved: the best one must exist.
         save_after=save_after,
@@ -113,24 +156,36 @@ def make_plan(job: Job, cursor: Cursor, done: int) -> Plan:
     )
 
 
-def list_steps(job: Job, cursor: Cursor) -> Iterator[Step]:
-    batch, settings = job.config.batch, job.config.train
-    return planned_steps(cursor, job.manifest.groups, batch.per_gpu, job.world, settings.epochs, settings.max_steps)
+def make_step(job: Job, epoch: int, step: int) -> Step:
+    """One step of the plan: a pure function of the settings, the data and the number of ranks."""
+    batch, total = job.config.batch, job.data.positions
+    if batch.policy is BatchPolicy.fixed:
+        return plan_fixed(epoch, step, total, batch.groups, batch.per_gpu, job.world)
+    # The groups of the step, whatever its slots: how many tokens they show may depend on the progress.
+    whole = plan_fixed(epoch, step, total, batch.groups, batch.groups, 1)
+
+    def lengths(position: int) -> list[int]:
+        return job.data.pair_lengths(job.data.locate(epoch, position), whole)
+
+    return plan_tokens(epoch, step, total, batch.groups, batch.tokens, job.world, lengths, packed=False)
 
 
-def batches(job: Job, cursor: Cursor, ranks: Ranks) -> Iterator[MicroBatch]:
-    """This rank's micro-batches from the cursor on."""
-    data, settings = job.config.data, job.config.train
-    choice = Choice(
-        data.group_size, data.short_groups.value, data.negatives.warmup, data.negatives.random, data.negatives.hardest
+def batches(job: Job, cursor: Cursor, ranks: Ranks) -> Iterator[StepBatches]:
+    """The steps from the cursor on, each with this rank's micro-batches."""
+    settings, data = job.config.train, job.config.data
+    source = PlanSource(
+        lambda: step_numbers(cursor, job.data.positions, settings.epochs, settings.max_steps),
+        lambda epoch, step: make_step(job, epoch, step),
+        ranks.rank,
     )
-    directory = Path(data.shards)
-    groups = DataSet(directory, job.manifest, job.tokenizer, choice, settings.seed, data.shuffle_block)
-    in_all = min(settings.epochs * job.manifest.groups, job.steps * job.config.batch.groups)
-    source = PlanSource(lambda: list_steps(job, cursor), ranks.rank, in_all)
-    # A step is taken as a whole before its first forward: the workers must be able to hold it.
-    prefetch = max(data.prefetch, -(-job.accumulation // max(1, data.workers)))
-    return stream(groups, source, workers=data.workers, prefetch=prefetch, pin_memory=ranks.device.type == "cuda")
+    cuda = ranks.device.type == "cuda"
+    return stream(job.data, source, workers=data.workers, prefetch=data.prefetch, pin_memory=cuda)
+
+
+def _steps(config: TrainConfig, positions: int) -> int:
+    """Optimizer steps of a training over epochs of `positions` groups."""
+    steps = config.train.epochs * steps_per_epoch(positions, config.batch.groups)
+    return min(steps, config.train.max_steps or steps)
 
 
 def plain(config: Any) -> Any:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,8 +19,9 @@ import torch.distributed as dist
 from reranker.data.collate import MicroBatch
 from reranker.data.permutation import keyed
 from reranker.data.plan import Step
+from reranker.data.stream import StepBatches
 from reranker.errors import UserError
-from reranker.model.losses import listwise_cross_entropy
+from reranker.model.losses import Objective
 from reranker.train.distributed import Ranks
 from reranker.train.schedule import learning_rate
 
@@ -31,14 +31,15 @@ if TYPE_CHECKING:  # deepspeed takes seconds to import: the engine is made when 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the loop has to do: all steps of the training, and the first that is still to be done."""
+    """What the loop has to do in a training of `total` steps, of which `done` are behind it."""
 
-    steps: Iterable[Step]
     done: int
     total: int
     seed: int
     lr: float
     warmup: float
+    bad_limit: int
+    objective: Objective
     evaluate_after: Callable[[int], bool]
     save_after: Callable[[int], bool]
     log_after: Callable[[int], bool]
@@ -65,6 +66,7 @@ class Meter:
     pairs: int = 0
     tokens: int = 0
     padded: int = 0
+    bad: int = 0
 
     def __post_init__(self) -> None:
         self.loss = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -72,16 +74,17 @@ class Meter:
     def count(self, batch: MicroBatch, loss: torch.Tensor) -> None:
         self.loss += loss.detach()
         self.pairs += batch.pairs
+        self.bad += len(batch.bad)
         self.tokens += batch.tokens
         self.padded += batch.ids_NL.numel()
 
     def record(self, ranks: Ranks, outcome: StepOutcome, rate: float, epoch: float) -> dict[str, Any]:
         """The metrics of all ranks since the last record: one collective, one read from the device."""
         seconds = time.perf_counter() - self.started
-        counts = torch.tensor([self.pairs, self.tokens, self.padded, self.waited], dtype=torch.float64)
+        counts = torch.tensor([self.pairs, self.tokens, self.padded, self.bad, self.waited], dtype=torch.float64)
         sums = torch.cat([self.loss.view(1), counts.to(self.device)])
         dist.all_reduce(sums)
-        loss, pairs, tokens, padded, waited = sums.tolist()
+        loss, pairs, tokens, padded, bad, waited = sums.tolist()
         metrics = {
             "epoch": round(epoch, 6),
             "train/loss": loss / self.groups,
@@ -93,6 +96,7 @@ class Meter:
             "speed/tokens_per_second": tokens / seconds,
             "data/useful_token_share": tokens / padded,
             "data/wait_share": waited / seconds / ranks.world,
+            "data/bad_groups": int(bad),
             "system/step_seconds": seconds / self.steps,
         }
         if self.device.type == "cuda":
@@ -103,7 +107,7 @@ class Meter:
 def run(
     engine: Engine,
     plan: Plan,
-    batches: Iterator[MicroBatch],
+    batches: Iterator[StepBatches],
     ranks: Ranks,
     *,
     skipped: Skipped,
@@ -112,14 +116,14 @@ def run(
     save: Callable[[int, Step, dict[str, Any] | None], None],
 ) -> None:
     """Train from `plan.done` to the end of the plan."""
-    meter = Meter(ranks.device)
+    meter, bad = Meter(ranks.device), 0
     engine.train()
-    for number, step in enumerate(plan.steps, plan.done):
-        micro_batches = take(batches, step, ranks, meter)
+    for number in range(plan.done, plan.total):
+        step, micro_batches = take(batches, ranks, meter)
         for index, batch in enumerate(micro_batches):
             torch.manual_seed(keyed(plan.seed, number, index, ranks.rank))  # dropout, replayable
             batch = batch.to(ranks.device)
-            loss = listwise_cross_entropy(engine.score(batch), batch.present_GP, batch.weight_G)
+            loss = plan.objective(engine.score(batch), batch.teacher_GP, batch.present_GP, batch.weight_G)
             # DeepSpeed averages over ranks: this makes the gradient the step's sum over its groups / their number.
             engine.backward(loss * (ranks.world / step.groups))
             meter.count(micro_batches[index], loss)
@@ -129,9 +133,11 @@ def run(
         meter.skipped += outcome.skipped
         meter.groups, meter.steps, done = meter.groups + step.groups, meter.steps + 1, number + 1
         if plan.log_after(done):
-            record = meter.record(ranks, outcome, rate, step.epoch + (step.positions[-1] + 1) / step.groups_in_epoch)
+            record = meter.record(ranks, outcome, rate, step.epoch + (step.last + 1) / step.groups_in_epoch)
             log(done, record)
             stop_if_lost(done, record["train/loss"], outcome)
+            bad += record["data/bad_groups"]
+            stop_if_many(bad, plan.bad_limit)
             meter = Meter(ranks.device)
         scores, paused = None, time.perf_counter()
         if plan.evaluate_after(done):
@@ -157,13 +163,23 @@ def stop_if_lost(step: int, loss: float, outcome: StepOutcome) -> None:
     raise error
 
 
-def take(batches: Iterator[MicroBatch], step: Step, ranks: Ranks, meter: Meter) -> list[MicroBatch]:
-    """This rank's micro-batches of a step, taken before the first forward.
+def stop_if_many(bad: int, limit: int) -> None:
+    """Raise UserError, on every rank alike, if more groups than `limit` could not be read so far."""
+    if bad <= limit:
+        return
+    error = UserError("data.bad_limit", f"{bad} groups that could not be read", f"at most {limit}",
+                      "see what is wrong with reranker data verify, or raise the limit")  # fmt: skip
+    error.agreed = True
+    raise error
+
+
+def take(batches: Iterator[StepBatches], ranks: Ranks, meter: Meter) -> tuple[Step, list[MicroBatch]]:
+    """The next step and this rank's micro-batches of it, taken before the first forward.
 
     Raises UserError on all ranks alike if any rank's data is bad: none is left waiting in a collective.
     """
     started = time.perf_counter()
-    micro_batches = ranks.together(lambda: list(islice(batches, len(step.slots))))
-    assert len(micro_batches) == len(step.slots), "the stream is shorter than the plan"
+    taken = ranks.together(lambda: next(batches, None))
+    assert taken is not None, "the stream is shorter than the plan"
     meter.waited += time.perf_counter() - started
-    return micro_batches
+    return taken.step, taken.micro_batches

@@ -25,7 +25,7 @@ from reranker.files import write_json
 from reranker.model.cross_encoder import load_config, load_model, load_tokenizer, score_pairs
 from reranker.train import checkpoint, estimate, loop
 from reranker.train.distributed import Ranks, join, leave
-from reranker.train.job import Job, batches, make_plan, plain, prepare
+from reranker.train.job import Job, batches, count_lengths, make_plan, plain, prepare
 from reranker.train.progress import Progress
 from reranker.train.tracking import Tracker
 
@@ -57,7 +57,7 @@ def train(config: TrainConfig, evaluator: Callable[..., Any], export: Callable[.
                 print(line, file=sys.stderr)
         if config.train.dry_run:
             if ranks.first:
-                print(estimate.report(job.config, job.manifest, job.precision, job.stage, ranks, job.steps))
+                print(estimate.report(job, ranks))
             return 0
         begun = ranks.from_first(lambda: begin(job))
         if begun is not None and begun.steps >= job.steps:
@@ -99,14 +99,14 @@ def begin(job: Job) -> Begun | None:
     cursor = check_cursor(state["cursor"], job.start, path)
     check_settings(state["config"], plain(job.config), path)
     write_json(job.run_dir / CONFIG, plain(job.config))
-    return Begun(path, state, cursor, steps_taken(cursor, job.manifest.groups))
+    return Begun(path, state, cursor, steps_taken(cursor, job.data.positions))
 
 
 def check_settings(stored: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
     """Raise UserError if a resumed training would see another model or other pairs than before."""
     keys = [("model", "name"), ("model", "revision")]
     keys += [("data", name) for name in ("group_size", "short_groups", "truncation", "max_length", "query_max_length")]
-    keys += [("data", "negatives")]
+    keys += [("data", "negatives"), ("loss", "labels"), ("loss", "distillation"), ("loss", "temperature")]
     for section, name in keys:
         if stored[section][name] != wanted[section][name]:
             found = f"{wanted[section][name]}, but {path} was made with {stored[section][name]}"
@@ -148,6 +148,9 @@ def train_job(job: Job, ranks: Ranks, begun: Begun | None) -> None:
     if begun is not None:
         resume(begun, engine, ranks)
     saved = begun.state if begun else {}
+    # Rank 0 first: what it writes beside the shards is there for all, unless each node keeps its own.
+    ranks.together(lambda: count_lengths(job) if ranks.first else None)
+    ranks.together(lambda: count_lengths(job))
     cursor, done = (begun.cursor, begun.steps) if begun else (job.start, 0)
     selection = {"metric": config.train.metric, "dev": job.dev_sha256}
     best: dict[str, Any] = dict(saved.get("best") or {})
@@ -174,8 +177,8 @@ def train_job(job: Job, ranks: Ranks, begun: Begun | None) -> None:
             best.update(checkpoint=checkpoint.name_of(step), value=value, step=step, **selection)
         state = {
             "cursor": cursor.after(planned).to_dict(),
-            "epoch": planned.epoch + (planned.positions[-1] + 1) / planned.groups_in_epoch,
-            "groups_seen": planned.epoch * planned.groups_in_epoch + planned.positions[-1] + 1,
+            "epoch": planned.epoch + (planned.last + 1) / planned.groups_in_epoch,
+            "groups_seen": planned.epoch * planned.groups_in_epoch + planned.last + 1,
             "updates": step - skipped.count,
             "scaler": engine.scaler_state(),
             "best": best or None,

@@ -94,8 +94,14 @@ class Job:
         return [(text(f"{rank}.out"), text(f"{rank}.err")) for rank in range(len(self._processes))]
 
 
-def start(world: int, argv: Sequence[str], cwd: Path = ROOT, file_limits: dict[int, int] | None = None) -> Job:
-    """Start `reranker <argv>` as `world` ranks.
+def start(
+    world: int,
+    argv: Sequence[str],
+    cwd: Path = ROOT,
+    file_limits: dict[int, int] | None = None,
+    function: Callable[[list[str]], int] | None = None,
+) -> Job:
+    """Start `reranker <argv>`, or another function of a module that takes `argv`, as `world` ranks.
 
     `file_limits` is {rank: bytes}: no file that the rank writes can be larger, as on a disk that is full.
     """
@@ -109,7 +115,7 @@ def start(world: int, argv: Sequence[str], cwd: Path = ROOT, file_limits: dict[i
         process = _FORKS.Process(
             target=_rank,
             args=(list(argv), environment(**{key: str(value) for key, value in place.items()}), str(cwd),
-                  str(outputs / str(rank)), (file_limits or {}).get(rank)),
+                  str(outputs / str(rank)), (file_limits or {}).get(rank), function),
         )  # fmt: skip
         process.start()
         processes.append(process)
@@ -213,7 +219,14 @@ def _changed_environment() -> Iterator[None]:
         os.environ.update(before)
 
 
-def _rank(argv: list[str], variables: dict[str, str], cwd: str, output: str, file_limit: int | None) -> None:
+def _rank(
+    argv: list[str],
+    variables: dict[str, str],
+    cwd: str,
+    output: str,
+    file_limit: int | None,
+    function: Callable[[list[str]], int] | None,
+) -> None:
     """The life of a rank, in a fork of the server."""
     os.setsid()
     for descriptor, kind in ((1, "out"), (2, "err")):
@@ -226,4 +239,4 @@ def _rank(argv: list[str], variables: dict[str, str], cwd: str, output: str, fil
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
     from reranker.cli import main
 
-    sys.exit(main(argv))
+    sys.exit((function or main)(argv))

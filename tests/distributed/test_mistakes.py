@@ -133,14 +133,14 @@ MISTAKES: dict[str, str] = {
 }
 
 TRAIN_MISTAKES: dict[str, str | tuple[str, str]] = {
-    "data.shards=nowhere": "data.shards: found nowhere, no such directory, expected shards with a manifest.json; write them with reranker pack groups=FILE output=DIR",
-    "data.shards=shards_no_manifest": "data.shards: found shards_no_manifest with 3 .tar files and no manifest.json, expected shards with a manifest.json; write them with reranker pack groups=FILE output=DIR",
-    "data.shards=shards_torn_manifest": "shards_torn_manifest/manifest.json: found no JSON (<reason>), expected a JSON file; delete the directory and run reranker pack again",
-    "data.shards=shards_schema": "shards_schema/manifest.json: found schema 9, expected schema 1; delete the directory and run reranker pack again",
-    "data.shards=shards_gone": "shards_gone/shard-00001.tar: found no such file, expected a file of the 3 shards in manifest.json; delete the directory and run reranker pack again",
-    "data.shards=shards_cut": "shards_cut/shard-00000.tar: found a truncated tar of 1000 bytes, expected <bytes>; copy it again or delete the directory and run reranker pack again",
-    "data.shards=shards_no_index": "shards_no_index/shard-00000.index.safetensors: found no such file, expected a file of the 3 shards in manifest.json; delete the directory and run reranker pack again",
-    "data.shards=shards_flipped data.check=sha256": "shards_flipped/shard-00002.tar: found sha256 <found>…, expected <packed>…; copy it again or delete the directory and run reranker pack again",
+    "data.shards=nowhere": "data.shards: found nowhere, no such directory, expected shards with a manifest.json; write them with reranker pack groups=FILE output=DIR, or index those of others with reranker index",
+    "data.shards=shards_no_manifest": "data.shards: found shards_no_manifest with 3 .tar files and no manifest.json, expected shards with a manifest.json; write them with reranker pack groups=FILE output=DIR, or index those of others with reranker index",
+    "data.shards=shards_torn_manifest": "shards_torn_manifest/manifest.json: found no JSON (<reason>), expected a JSON file; delete the directory and run reranker pack (or index) again",
+    "data.shards=shards_schema": "shards_schema/manifest.json: found schema 9, expected schema 2; delete the directory and run reranker pack (or index) again",
+    "data.shards=shards_gone": "shards_gone/shard-00001.tar: found no such file, expected a file of the 3 shards in manifest.json; delete the directory and run reranker pack (or index) again",
+    "data.shards=shards_cut": "shards_cut/shard-00000.tar: found a truncated tar of 1000 bytes, expected <bytes>; copy it again or delete the directory and run reranker pack (or index) again",
+    "data.shards=shards_no_index": "shards_no_index/shard-00000.index.safetensors: found no such file, expected a file of the 3 shards in manifest.json; delete the directory and run reranker pack (or index) again",
+    "data.shards=shards_flipped data.check=sha256": "shards_flipped/shard-00002.tar: found sha256 <found>…, expected <packed>…; copy it again or delete the directory and run reranker pack (or index) again",
     "model.name=./nowhere": "model.name: found ./nowhere, which does not exist, expected a Hugging Face model directory or hub name; check the path",
     "model.name=other": "model.name: found other, a directory without config.json, expected a Hugging Face model directory or hub name; check the path",
     "model.name=a_file": "model.name: found a_file, a file, expected a Hugging Face model directory or hub name; check the path",
@@ -212,7 +212,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     damaged(shards, root / "shards_no_manifest", "manifest.json", None)
     damaged(shards, root / "shards_torn_manifest", "manifest.json", lambda content: b"{")
     damaged(
-        shards, root / "shards_schema", "manifest.json", lambda content: content.replace(b'"schema": 1', b'"schema": 9')
+        shards, root / "shards_schema", "manifest.json", lambda content: content.replace(b'"schema": 2', b'"schema": 9')
     )
     # A run that was never trained to its first checkpoint, and one with a single checkpoint that is torn.
     (root / "run_untrained").mkdir()
@@ -324,7 +324,7 @@ def test_a_mistake_that_one_rank_meets_in_the_middle_of_training_ends_all_of_the
     assert len(said) == 1
     assert re.fullmatch(
         rf"reranker: error: {shards}/{name}:\d{{9}}\.json: found bytes that differ from those packed \(CRC-32\), expected "
-        r"an undamaged shard; copy the shard again or delete the directory and run reranker pack again", said[0],
+        r"an undamaged shard; copy the shard again or delete the directory and run reranker pack \(or index\) again", said[0],
     ), said[0]  # fmt: skip
     assert first.err.endswith(said[0] + "\n")
     assert "reranker: error" not in second.err

@@ -160,6 +160,31 @@ def test_resume_at_another_stage_or_number_of_ranks_has_the_same_losses(
     assert (state["step"], state["world"], state["stage"]) == (12, world, int(stage[-1]))
 
 
+@pytest.fixture(scope="module")
+def saved_by_tokens(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted training of 12 steps of 32 groups, the last of each epoch of 26, on two ranks."""
+    run = tmp_path_factory.mktemp("tokens") / "whole"
+    train(2, inputs.overrides(run, **by_tokens("zero2")))
+    return run
+
+
+def by_tokens(stage: str) -> dict[str, Any]:
+    return settings(deepspeed=stage) | {"batch.policy": "tokens", "batch.tokens": 300, "train.epochs": 4}
+
+
+@pytest.mark.parametrize(("world", "stage", "workers"), [(1, "zero0", 3), (3, "zero2", 0), (4, "zero1", 1)])
+def test_resume_with_micro_batches_by_tokens_takes_any_number_of_ranks_and_workers(
+    inputs: Inputs, saved_by_tokens: Path, tmp_path: Path, world: int, stage: str, workers: int
+) -> None:
+    # Neither 32 nor 26 groups divide by 3: policy `fixed` would refuse.
+    run = rewound(saved_by_tokens, tmp_path / "run", step=6)
+    train(world, inputs.overrides(run, **by_tokens(stage) | {"data.workers": workers}))
+    whole, resumed = (torch.tensor(trajectory(path), dtype=torch.float64) for path in (saved_by_tokens, run))
+    assert resumed[:, 0].tolist() == list(range(1, 13))
+    assert (resumed[:, 1] - whole[:, 1]).abs().max() <= 1e-5
+    assert ((resumed[:, 2] - whole[:, 2]) / whole[:, 2]).abs().max() <= 1e-4
+
+
 @pytest.mark.parametrize("damage", ["cut short", "a flipped byte", "no manifest", "a file is gone"])
 def test_resume_passes_over_a_torn_checkpoint_and_says_why(
     inputs: Inputs, saved: dict[tuple[int, str], Path], tmp_path: Path, damage: str

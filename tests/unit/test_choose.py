@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reranker.data.choose import Choice, choose
+from reranker.data.choose import Choice, Neighbours, choose
+from reranker.data.index import GroupTexts, text_hash
 from reranker.errors import UserError
 from reranker.groups import Group
 
@@ -22,14 +23,22 @@ def make(count: int, positives: int = 1, negatives: int = 5) -> list[Group]:
     ]
 
 
+def hashed(group: Group) -> GroupTexts:
+    return GroupTexts(tuple(map(text_hash, group.pos)), tuple(map(text_hash, group.neg)))
+
+
 def show(
     groups: list[Group], number: int, epoch: int = 0, progress: float = 0.5, seed: int = 42, **choice: Any
 ) -> list[str]:
+    """The texts that a group shows: the choice itself sees hashes only."""
     settings_ = Choice(**{"group_size": 3, **choice})
-    return choose(
-        groups[number], number, seed=seed, epoch=epoch, progress=progress, choice=settings_, total=len(groups),
-        fetch=groups.__getitem__,
+    neighbours = Neighbours(len(groups), number, lambda place: hashed(groups[place]))
+    shown = choose(
+        hashed(groups[number]), number, neighbours, seed=seed, pass_=epoch, progress=progress, choice=settings_,
+        name=f"group {number}",
     )  # fmt: skip
+    owners = [(groups[number if passage.neighbour is None else passage.neighbour], passage) for passage in shown]
+    return [(*owner.pos, *owner.neg)[passage.passage] for owner, passage in owners]
 
 
 def test_the_choice_does_not_depend_on_what_was_chosen_before() -> None:

@@ -67,7 +67,7 @@ def test_keys_are_described_with_type_default_and_meaning() -> None:
     assert rows["data.negatives.hardest"] == ("int or null", None)
     assert rows["optim.betas"] == ("[float, float]", (0.9, 0.999))
     assert rows["tracking.tags"] == ("list of str", [])
-    assert rows["data.shards"] == ("str", "???")
+    assert rows["data.shards"] == ("str or mapping", "???")
     assert rows["data.short_groups"][0] == "repeat|shrink|error"
 
 

@@ -11,6 +11,8 @@ import pytest
 
 from reranker.config import DemoConfig
 from reranker.demo import corpus, prepare
+from reranker.demo.groups import first_sentences, heading_groups, sentence_groups
+from reranker.demo.teacher import with_scores
 from reranker.errors import UserError
 from reranker.groups import read_groups
 from reranker.prepare.bm25 import BM25Index
@@ -42,7 +44,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _config(output: Path, **changes: Any) -> DemoConfig:
-    return DemoConfig(**{"output": str(output), "negatives": 5, "dev_queries": 16, "dev_negatives": 4, **changes})
+    return DemoConfig(
+        **{"output": str(output), "negatives": 5, "dev_queries": 16, "dev_negatives": 4, "teacher": False, **changes}
+    )
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -97,9 +101,10 @@ def test_groups_hold_no_held_out_text_and_no_positive_as_a_negative(made: Path) 
     by_id = {row["id"]: row for row in passages}
     queries = {query["qid"]: query for query in corpus.queries()}
     training, dev = (list(read_groups(made / "data" / f"{name}.jsonl")) for name in ("train", "dev"))
-    assert [group.id for group in training] == [query["qid"] for query in corpus.training_queries()]
+    headings = [group for group in training if group.id in queries]
+    assert [group.id for group in headings] == [query["qid"] for query in corpus.training_queries()]
     assert len(dev) == 16
-    for group in training + dev:
+    for group in headings + dev:
         assert group.id is not None
         query = queries[group.id]
         assert group.query == query["query"]
@@ -110,9 +115,59 @@ def test_groups_hold_no_held_out_text_and_no_positive_as_a_negative(made: Path) 
         assert set(group.neg) <= own_texts - right
 
 
+def test_first_sentences_of_training_documents_are_queries_whose_passage_does_not_hold_them(
+    own: list[dict[str, Any]],
+) -> None:
+    passages = own[:500]
+    documents = {query["pos"].partition("#")[0] for query in corpus.dev_queries()}
+    dev_documents = {passage["doc"] for passage in passages if passage["id"].partition("#")[0] in documents}
+    assert dev_documents
+    by_id = {passage["id"]: passage for passage in passages}
+    index = BM25Index([passage["text"] for passage in passages], "bigrams")
+    groups = sentence_groups(passages, index, 5, dev_documents)
+    assert len(groups) > 150
+    for group in groups:
+        passage = by_id[str(group.id).removeprefix("sentence:")]
+        assert passage["doc"] not in dev_documents
+        assert passage["text"].startswith(group.query)
+        (rest,) = group.pos
+        assert group.query not in rest
+        assert rest.split()[-1] == passage["text"].split()[-1]
+        assert 1 <= len(group.neg) <= 5
+        assert passage["text"] not in group.neg
+        assert not any(group.query in text for text in group.neg)
+
+
+def test_a_sentence_that_stands_in_two_passages_or_is_too_short_is_no_query() -> None:
+    rest = "그런 다음 파일 메뉴에서 저장을 선택하고 이름을 입력한 뒤에 확인을 누르면 문서가 디스크에 저장되고 창이 닫히며 작업이 끝나게 됩니다."
+    texts = [f"문서를 디스크에 저장하는 방법입니다. {rest}", f"이 명령에 액세스하려면 다음과 같이 합니다. {rest}",
+             f"이 명령에 액세스하려면 다음과 같이 합니다. 다른 {rest}", f"저장. {rest}", "문장이 하나뿐인 짧은 글입니다."]  # fmt: skip
+    assert [(place, sentence) for place, sentence, _ in first_sentences(texts)] == [
+        (0, "문서를 디스크에 저장하는 방법입니다.")
+    ]
+    passages = [{"id": str(number), "text": text, "doc": f"d{number % 2}"} for number, text in enumerate(texts)]
+    (group,) = sentence_groups(passages, BM25Index(texts, "words"), 2, without=["d1"])
+    assert (group.query, group.pos, len(group.neg)) == ("문서를 디스크에 저장하는 방법입니다.", (rest,), 2)
+    assert sentence_groups(passages, BM25Index(texts, "words"), 2, without=["d0"]) == []
+
+
+def test_the_teacher_is_the_base_model_as_the_embedder_that_it_was(
+    made: Path, own: list[dict[str, Any]], index: BM25Index
+) -> None:
+    groups = with_scores(heading_groups(corpus.training_queries()[:40], own, index, 5), made / "base")
+    for group in groups:
+        assert (len(group.pos_scores or ()), len(group.neg_scores or ())) == (len(group.pos), len(group.neg))
+    # A cosine divided by E5's own temperature.
+    scores = [score for group in groups for score in (*(group.pos_scores or ()), *(group.neg_scores or ()))]
+    assert 50 < min(scores) < max(scores) <= 100
+    first = sum(max(group.pos_scores or ()) > max(group.neg_scores or ()) for group in groups)
+    # The right passage above five that BM25 finds: by chance one in six.
+    assert first / len(groups) > 0.4
+
+
 def test_negatives_are_the_best_that_bm25_finds(own: list[dict[str, Any]], index: BM25Index) -> None:
     queries = [query for query in corpus.training_queries() if query["also"]][:20]
-    for query, group in zip(queries, prepare.groups(queries, own, index, 8), strict=True):
+    for query, group in zip(queries, heading_groups(queries, own, index, 8), strict=True):
         ranking = [own[found] for found, _ in index.search([query["query"]], 100)[0]]
         right = {query["pos"], *query["also"]}
         assert list(group.neg) == [passage["text"] for passage in ranking if passage["id"] not in right][:8]
@@ -122,7 +177,7 @@ def test_a_copy_of_the_right_passage_is_no_negative() -> None:
     texts = ["암호 바꾸기", "암호 바꾸기", "암호 설정", "글꼴"]
     passages = [{"id": str(number), "text": text} for number, text in enumerate(texts)]
     query = {"qid": "q", "query": "암호 바꾸기", "pos": "0", "also": ["9"]}
-    (group,) = prepare.groups([query], passages, BM25Index(texts, "words"), 2)
+    (group,) = heading_groups([query], passages, BM25Index(texts, "words"), 2)
     assert group.pos == ("암호 바꾸기",)
     assert group.neg == ("암호 설정", "글꼴")
 

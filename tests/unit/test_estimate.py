@@ -8,11 +8,36 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from reranker.config import Precision, TrainConfig
+from reranker.config import BatchPolicy, Precision, TrainConfig
+from reranker.data.choose import Choice
+from reranker.data.dataset import DataSet, Source
 from reranker.data.manifest import Manifest, Shard
+from reranker.data.reader import ShardReader
+from reranker.data.tokenize import Contract, PairTokenizer
+from reranker.model.cross_encoder import load_tokenizer
 from reranker.train.distributed import Ranks
 from reranker.train.estimate import GIB, activation_bytes, count_parameters, report, state_bytes
+from reranker.train.job import Job
 from tests.tiny import tiny_model
+
+
+def job(
+    config: TrainConfig,
+    sizes: list[list[int]],
+    precision: Precision = Precision.fp32,
+    stage: int = 1,
+    world: int = 1,
+    weights: list[float] | None = None,
+) -> Job:
+    """A training on sources of shards of these sizes."""
+    sources = []
+    for number, shards in enumerate(sizes):
+        manifest = Manifest(tuple(Shard(f"{size}.tar", size, 1, "", "") for size in shards), {}, "")
+        name = f"s{number}" if len(sizes) > 1 else ""
+        sources.append(Source(name, manifest, ShardReader("d", manifest), (weights or [1.0] * len(sizes))[number]))
+    tokenizer = PairTokenizer(load_tokenizer(config.model.name, None), Contract())
+    data = DataSet(sources, tokenizer, Choice(config.data.group_size), 42, 64, 1)
+    return Job(config, data, precision, stage, None, world)
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +102,7 @@ def test_the_report_tells_the_batch_arithmetic_the_steps_and_the_sizes(model: Pa
     config = TrainConfig()
     config.model.name = str(model)
     config.batch.groups, config.batch.per_gpu, config.train.epochs, config.data.max_length = 24, 2, 3, 64
-    manifest = Manifest((Shard("a.tar", 1000, 1, "", ""), Shard("b.tar", 234, 1, "", "")), {}, "")
-    text = report(config, manifest, Precision.fp32, 2, Ranks(0, 4, torch.device("cpu"), None), steps=156)
+    text = report(job(config, [[1000, 234]], Precision.fp32, 2, world=4), Ranks(0, 4, torch.device("cpu"), None))
     parameters, embedding = count_parameters(AutoConfig.from_pretrained(model))
     states = state_bytes(parameters, Precision.fp32, 2, 4)
     rows = {line[2:18].strip(): line[19:] for line in text.splitlines()[1:] if line[2] != " "}
@@ -98,6 +122,24 @@ def test_the_report_tells_the_batch_arithmetic_the_steps_and_the_sizes(model: Pa
 def test_a_training_cut_short_is_reported_with_the_groups_that_it_sees(model: Path) -> None:
     config = TrainConfig()
     config.model.name = str(model)
-    manifest = Manifest((Shard("a.tar", 1000, 1, "", ""),), {}, "")
-    text = report(config, manifest, Precision.fp32, 1, Ranks(0, 1, torch.device("cpu"), None), steps=5)
+    config.train.max_steps = 5
+    text = report(job(config, [[1000]]), Ranks(0, 1, torch.device("cpu"), None))
     assert "steps            5, 160 groups, 480 pairs" in text
+
+
+def test_a_mixture_is_reported_source_by_source(model: Path) -> None:
+    config = TrainConfig()
+    config.model.name = str(model)
+    text = report(job(config, [[1000], [300, 300]], weights=[1.0, 0.5]), Ranks(0, 1, torch.device("cpu"), None))
+    assert "data             s0: 1,000 groups in 1 shards, 1,000 an epoch, 3 passages each" in text
+    assert "data             s1: 600 groups in 2 shards, 300 an epoch, 3 passages each" in text
+    assert "steps            123, 3,900 groups, 11,700 pairs" in text
+
+
+def test_micro_batches_by_tokens_are_reported_by_their_limit(model: Path) -> None:
+    config = TrainConfig()
+    config.model.name = str(model)
+    config.batch.policy, config.batch.tokens = BatchPolicy.tokens, 4096
+    text = report(job(config, [[1000]], world=3), Ranks(0, 3, torch.device("cpu"), None))
+    assert "batch            32 groups a step = micro-batches of at most 4,096 tokens per rank on 3 ranks" in text
+    assert "(8 pairs of 512 tokens)" in text

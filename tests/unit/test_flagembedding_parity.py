@@ -23,8 +23,9 @@ from typing import Any
 import pytest
 import torch
 
-from reranker.data.choose import Choice, choose
+from reranker.data.choose import Choice, Neighbours, choose
 from reranker.data.collate import MicroBatch, collate
+from reranker.data.index import GroupTexts, text_hash
 from reranker.data.tokenize import Contract, PairTokenizer
 from reranker.groups import Group, read_groups, write_groups
 from reranker.model.cross_encoder import load_model, load_tokenizer, score
@@ -63,8 +64,10 @@ def our_batch(directory: Path, groups: Sequence[Group]) -> MicroBatch:
     encoder = PairTokenizer(load_tokenizer(str(directory)), CONTRACT)
     encoded = []
     for number, group in enumerate(groups):
-        passages = choose(group, number, seed=5, epoch=0, progress=0.0, choice=Choice(GROUP_SIZE),
-                          total=len(groups), fetch=groups.__getitem__)  # fmt: skip
+        texts = GroupTexts(tuple(map(text_hash, group.pos)), tuple(map(text_hash, group.neg)))
+        shown = choose(texts, number, Neighbours(1, 0, lambda _, texts=texts: texts), seed=5, pass_=0, progress=0.0,
+                       choice=Choice(GROUP_SIZE))  # fmt: skip
+        passages = [(*group.pos, *group.neg)[passage.passage] for passage in shown]
         encoded.append(encoder.encode(group.query, passages))
     return collate(encoded, range(len(groups)), GROUP_SIZE, encoder.pad_id)
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reranker.model.losses import listwise_cross_entropy
+from reranker.model.losses import Objective, listwise_cross_entropy, listwise_distillation
 
 scores = st.floats(-50, 50)
 
@@ -122,3 +122,98 @@ def test_a_weight_scales_its_group() -> None:
     torch.testing.assert_close(
         listwise_cross_entropy(scores_GP, present_GP, torch.tensor([0.5, 2.0])), one / 2 + two * 2
     )
+
+
+# --- distillation ---------------------------------------------------------------------------------------------
+
+
+def divergence(student: list[float], teacher: list[float]) -> float:
+    """KL(softmax(teacher) || softmax(student)) in Python's floats."""
+
+    def logs(row: list[float]) -> list[float]:
+        largest = max(row)
+        total = largest + math.log(sum(math.exp(score - largest) for score in row))
+        return [score - total for score in row]
+
+    return sum(math.exp(t) * (t - s) for s, t in zip(logs(student), logs(teacher), strict=True))
+
+
+rows_of_four = st.lists(scores, min_size=4, max_size=4)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.tuples(rows_of_four, rows_of_four), min_size=1, max_size=4), st.sampled_from([0.5, 1.0, 2.0]))
+def test_distillation_is_its_definition(rows: list[tuple[list[float], list[float]]], temperature: float) -> None:
+    student_GP, teacher_GP = (torch.tensor([row[k] for row in rows], dtype=torch.float64) for k in (0, 1))
+    loss = listwise_distillation(student_GP, teacher_GP, *everything(student_GP), temperature)
+    expected = sum(divergence(student, [score / temperature for score in teacher]) for student, teacher in rows)
+    assert loss.item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+def test_distillation_pulls_the_students_softmax_to_the_teachers() -> None:
+    student_GP = torch.tensor([[1.0, 2.0, -1.0], [0.0, 0.5, 3.0]], dtype=torch.float64, requires_grad=True)
+    teacher_GP = torch.tensor([[3.0, 0.0, 1.0], [1.0, 1.0, 1.0]], dtype=torch.float64)
+    listwise_distillation(student_GP, teacher_GP, *everything(student_GP)).backward()
+    expected = student_GP.detach().softmax(1) - teacher_GP.softmax(1)
+    torch.testing.assert_close(student_GP.grad, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_distillation_has_the_gradient_of_flagembeddings() -> None:
+    generator = torch.Generator().manual_seed(3)
+    student_GP = torch.randn(4, 5, dtype=torch.float64, generator=generator, requires_grad=True)
+    teacher_GP = torch.randn(4, 5, dtype=torch.float64, generator=generator)
+    # Its encoder-only reranker: -mean(sum(log_softmax(scores) * teacher_targets)), over groups.
+    theirs = -(student_GP.log_softmax(1) * teacher_GP.softmax(1)).sum(1).mean()
+    (expected,) = torch.autograd.grad(theirs, student_GP)
+    (found,) = torch.autograd.grad(
+        listwise_distillation(student_GP, teacher_GP, *everything(student_GP)) / 4, student_GP
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_distillation_leaves_out_passages_that_the_teacher_did_not_score() -> None:
+    student_GP = torch.tensor([[1.0, 2.0, -1.0, 7.0]], requires_grad=True)
+    teacher_GP = torch.tensor([[3.0, 0.0, 1.0, math.nan]])
+    loss = listwise_distillation(student_GP, teacher_GP, *everything(student_GP))
+    loss.backward()
+    assert loss.item() == pytest.approx(divergence([1.0, 2.0, -1.0], [3.0, 0.0, 1.0]), rel=1e-5)
+    assert student_GP.grad is not None
+    assert student_GP.grad[0, 3] == 0
+
+
+@pytest.mark.parametrize("known", [0, 1])
+def test_distillation_of_a_group_of_less_than_two_known_passages_is_nothing(known: int) -> None:
+    student_GP = torch.tensor([[1.0, 2.0, -1.0]], requires_grad=True)
+    teacher_GP = torch.full((1, 3), math.nan)
+    teacher_GP[0, :known] = 1.0
+    loss = listwise_distillation(student_GP, teacher_GP, *everything(student_GP))
+    loss.backward()
+    assert loss.item() == 0
+    assert student_GP.grad is not None
+    assert student_GP.grad.abs().max() == 0
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+def test_a_ghost_adds_nothing_to_any_part_of_an_objective_whatever_its_scores(bad: float) -> None:
+    real_GP = torch.tensor([[1.0, 0.5], [bad, bad]], requires_grad=True)
+    teacher_GP = torch.tensor([[2.0, 1.0], [math.nan, math.nan]])
+    present_GP, weight_G = torch.ones(2, 2, dtype=torch.bool), torch.tensor([1.0, 0.0])
+    objective = Objective(labels=0.5, distillation=2.0)
+    loss = objective(real_GP, teacher_GP, present_GP, weight_G)
+    loss.backward()
+    alone = objective(real_GP[:1].detach(), teacher_GP[:1], present_GP[:1], weight_G[:1])
+    assert loss.item() == pytest.approx(alone.item())
+    assert real_GP.grad is not None
+    assert real_GP.grad[1].abs().max() == 0
+    assert real_GP.grad.isfinite().all()
+
+
+def test_an_objective_is_the_weighted_sum_of_its_parts() -> None:
+    generator = torch.Generator().manual_seed(1)
+    scores_GP, teacher_GP = (torch.randn(3, 4, generator=generator) for _ in range(2))
+    rest = everything(scores_GP)
+    both = Objective(labels=0.3, distillation=0.7, temperature=2.0)(scores_GP, teacher_GP, *rest)
+    parts = 0.3 * listwise_cross_entropy(scores_GP, *rest)
+    parts = parts + 0.7 * listwise_distillation(scores_GP, teacher_GP, *rest, 2.0)
+    assert both.item() == pytest.approx(parts.item(), rel=1e-6)
+    assert Objective()(scores_GP, teacher_GP, *rest).item() == listwise_cross_entropy(scores_GP, *rest).item()

@@ -50,11 +50,11 @@ def test_the_order_never_changes() -> None:
 
 
 @pytest.mark.parametrize("sizes", [[400], [100, 200, 50, 50], [4] * 100], ids=str)
-@pytest.mark.parametrize("changed", [{"epoch": 1}, {"epoch": 2}, {"seed": 43}], ids=str)
+@pytest.mark.parametrize("changed", [{"number": 1}, {"number": 2}, {"seed": 43}], ids=str)
 def test_another_epoch_or_seed_has_another_order(sizes: list[int], changed: dict[str, int]) -> None:
     first, second = (
         places(Order(sizes, **values, block=64))
-        for values in ({"seed": 42, "epoch": 0}, {"seed": 42, "epoch": 0, **changed})
+        for values in ({"seed": 42, "number": 0}, {"seed": 42, "number": 0, **changed})
     )
     same = sum(a == b for a, b in zip(first, second, strict=True))
     assert same < 20

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import json
+import os
 import resource
 import shutil
+import signal
+import subprocess
+import sys
 import tarfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +31,8 @@ GROUPS = [
     Group(f"질문 {n}", (f"정답 {n}",), tuple(f"오답 {n} {i}" for i in range(n % 4 + 1)), id=str(n) if n % 2 else None)
     for n in range(25)
 ]
-AGAIN = "delete the directory and run reranker pack again"
+WORKER = b"spawn_main"
+AGAIN = "delete the directory and run reranker pack (or index) again"
 
 
 def pack(directory: Path, groups: list[Group] = GROUPS, name: str = "groups.jsonl", **settings: object) -> Path:
@@ -72,6 +80,20 @@ def test_another_name_or_compression_of_the_file_changes_no_shard(packed: Path, 
     assert load_manifest(mine).fingerprint == load_manifest(packed).fingerprint
 
 
+def test_any_number_of_processes_writes_the_same_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [group.to_json() for group in GROUPS]
+    text = "\n\n".join(lines[:11]) + "\n" + "\n".join(lines[11:])  # blank lines, none at the end
+    (tmp_path / "groups.jsonl").write_text(text, encoding="utf-8")
+    alone = content(pack(tmp_path, groups_per_shard=3))
+    (tmp_path / "shards").rename(tmp_path / "alone")
+    capsys.readouterr()
+    assert content(pack(tmp_path, groups_per_shard=3, workers=3)) == alone
+    assert len(alone) == 2 * 9 + 1
+    out, err = capsys.readouterr()
+    assert out == f"{tmp_path / 'shards'}: 25 groups in 9 shards\n"
+    assert "pack: 25 groups [" in err
+
+
 def test_plain_webdataset_reads_all_groups_in_order(packed: Path) -> None:
     tars = sorted(str(path) for path in packed.glob("*.tar"))
     samples = list(webdataset.WebDataset(tars, shardshuffle=False).decode())
@@ -90,7 +112,7 @@ def test_members_carry_nothing_of_the_machine_that_packed_them(packed: Path) -> 
 
 def test_the_manifest_counts_groups_and_bytes_and_knows_every_sha256(packed: Path) -> None:
     value = json.loads((packed / "manifest.json").read_text("utf-8"))
-    assert (value["schema"], value["groups"]) == (1, 25)
+    assert (value["schema"], value["groups"]) == (2, 25)
     assert [(shard["name"], shard["groups"]) for shard in value["shards"]] == [
         ("shard-00000.tar", 10), ("shard-00001.tar", 10), ("shard-00002.tar", 5),
     ]  # fmt: skip
@@ -116,14 +138,43 @@ def test_the_fingerprint_tells_other_groups_and_another_order(packed: Path, tmp_
     assert len(prints) == 4
 
 
-def test_a_wrong_line_leaves_nothing_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_wrong_line_leaves_nothing_behind(workers: int, tmp_path: Path) -> None:
     lines = [group.to_json() for group in GROUPS]
     lines[22] = '{"query": "q", "pos": "p", "neg": ["n"]}'
+    lines[2:2] = ["", ""]
     (tmp_path / "groups.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    assert refused(tmp_path) == (
-        'groups.jsonl:23: found "pos" a string \'p\', expected a list of strings; write "pos": ["..."]'
+    assert refused(tmp_path, workers=workers) == (
+        'groups.jsonl:25: found "pos" a string \'p\', expected a list of strings; write "pos": ["..."]'
     )
     assert [path.name for path in tmp_path.iterdir()] == ["groups.jsonl"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_of_several_mistakes_the_first_in_the_file_is_told(workers: int, tmp_path: Path) -> None:
+    lines = [group.to_json().encode() + b"\n" for group in GROUPS]
+    torn = gzip.compress(b"".join(lines) * 20, mtime=0)[:-20]
+    (tmp_path / "torn.jsonl.gz").write_bytes(torn)
+    assert refused(tmp_path, name="torn.jsonl.gz", groups_per_shard=4, workers=workers) == (
+        "torn.jsonl.gz: found a file that cannot be read to its end (Compressed file ended before the "
+        "end-of-stream marker was reached), expected a whole file; copy or make the file anew"
+    )
+    lines[7], lines[8], lines[20] = b"seven\n", b"eight\n", b"\xff\n"
+    for name, text in (("wrong.jsonl", b"".join(lines)), ("both.jsonl.gz", gzip.compress(b"".join(lines) * 20)[:-20])):
+        (tmp_path / name).write_bytes(text)
+        assert refused(tmp_path, name=name, groups_per_shard=4, workers=workers) == (
+            f"{name}:8: found 'seven' (Expecting value at column 1), expected one JSON value a line; "
+            "write each record on one line of its own"
+        )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["both.jsonl.gz", "torn.jsonl.gz", "wrong.jsonl"]
+
+
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "groups.jsonl").write_text("\n\n", encoding="utf-8")
+    assert refused(tmp_path) == (
+        'groups.jsonl: found an empty file, expected one group a line, {"query": "...", "pos": ["..."], '
+        '"neg": ["..."]}; check how the file was made'
+    )
 
 
 def test_a_wrong_line_leaves_the_old_shards_as_they_were(shards: Path) -> None:
@@ -189,8 +240,8 @@ def test_shards_with_something_else_among_them_are_not_overwritten(name: str, sh
 @pytest.mark.parametrize(
     ("manifest", "found"),
     [
-        ('{"schema": 1, "files": {"state.json": {"bytes": 1}}}', "an incomplete manifest ('shards')"),
-        ('{"schema": 1', "no JSON (Expecting ',' delimiter: line 1 column 13 (char 12))"),
+        ('{"schema": 2, "files": {"state.json": {"bytes": 1}}}', "an incomplete manifest ('shards')"),
+        ('{"schema": 2', "no JSON (Expecting ',' delimiter: line 1 column 13 (char 12))"),
     ],
     ids=["checkpoint", "torn"],
 )
@@ -233,14 +284,15 @@ def test_an_output_that_cannot_be_written_is_told_in_one_line(tmp_path: Path, mo
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "groups.jsonl"]
 
 
-def test_a_disk_that_is_full_is_told_in_one_line_and_leaves_the_old_shards(shards: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_disk_that_is_full_is_told_in_one_line_and_leaves_the_old_shards(workers: int, shards: Path) -> None:
     before = content(shards)
     write_groups(shards.parent / "groups.jsonl", GROUPS * 20)
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    for size in (1_000, 100_000, 520_000):  # in the first, a middle and the last write of the tar
+    for size in (1_000, 100_000, 520_000) if workers == 1 else (100_000,):  # the first, a middle and the last write
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, limit[1]))  # an OSError where a full disk has one
         try:
-            message = refused(shards.parent, overwrite=True, groups_per_shard=500)
+            message = refused(shards.parent, overwrite=True, groups_per_shard=500, workers=workers)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         assert message == (
@@ -251,6 +303,85 @@ def test_a_disk_that_is_full_is_told_in_one_line_and_leaves_the_old_shards(shard
         assert sorted(path.name for path in shards.parent.iterdir()) == ["groups.jsonl", "shards"]
 
 
+def processes(session: int, name: bytes = b"") -> list[int]:
+    """The processes of a session that are alive and have `name` in their command line."""
+    alive = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, of = entry.read_text().rpartition(") ")[2].split()[:4]
+            if int(of) == session and state != "Z" and name in (entry.parent / "cmdline").read_bytes():
+                alive.append(int(entry.parent.name))
+    return alive
+
+
+@contextlib.contextmanager
+def packing(directory: Path, until: str = "writing") -> Iterator[subprocess.Popen[str]]:
+    """A real pack by two processes that start, or are writing and have many more shards to write."""
+    write_groups(directory / "groups.jsonl", GROUPS * 1600)
+    command = [sys.executable, "-m", "reranker", "pack", "groups=groups.jsonl", "output=shards"]
+    process = subprocess.Popen(
+        [*command, "groups_per_shard=200", "workers=2"], cwd=directory, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        while not (
+            len(processes(process.pid, WORKER)) == 2
+            if until == "starting"
+            else list(directory.glob(".shards.*/shard-00001.index.safetensors"))
+        ):
+            assert process.poll() is None
+            time.sleep(0.002)
+        yield process
+    finally:
+        for pid in processes(process.pid):
+            os.kill(pid, signal.SIGKILL)
+        process.communicate()
+
+
+def none_left(session: int) -> bool:
+    deadline = time.monotonic() + 20
+    while processes(session) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not processes(session)
+
+
+@pytest.mark.parametrize("until", ["starting", "writing"])
+def test_an_interrupt_ends_every_process_and_leaves_nothing_behind(until: str, tmp_path: Path) -> None:
+    with packing(tmp_path, until) as process:
+        os.killpg(process.pid, signal.SIGINT)  # what a terminal does
+        out, err = process.communicate()
+        assert process.returncode == 130
+        assert out == ""
+        assert err.endswith("reranker: interrupted\n")
+        assert "Traceback" not in err
+        assert none_left(process.pid)
+    assert [path.name for path in tmp_path.iterdir()] == ["groups.jsonl"]
+
+
+def test_a_kill_leaves_no_process_and_no_shards(tmp_path: Path) -> None:
+    with packing(tmp_path) as process:
+        process.kill()
+        process.wait()
+        assert none_left(process.pid)
+    assert not (tmp_path / "shards").exists()
+
+
+def test_a_process_that_is_killed_is_told_in_one_line(tmp_path: Path) -> None:
+    with packing(tmp_path) as process:
+        workers = [pid for pid in processes(process.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        assert len(workers) == 2
+        os.kill(workers[0], signal.SIGKILL)
+        _, err = process.communicate()
+        assert process.returncode == 2
+        assert err.endswith(
+            "reranker: error: workers: found one of 2 processes killed, expected processes that live to the end; "
+            "see whether memory ran out, or say fewer workers\n"
+        )
+        assert "Traceback" not in err
+        assert none_left(process.pid)
+    assert [path.name for path in tmp_path.iterdir()] == ["groups.jsonl"]
+
+
 def test_an_empty_directory_is_taken(tmp_path: Path) -> None:
     (tmp_path / "shards").mkdir()
     assert load_manifest(pack(tmp_path)).groups == 25
@@ -258,6 +389,7 @@ def test_an_empty_directory_is_taken(tmp_path: Path) -> None:
 
 def test_impossible_settings_are_refused(tmp_path: Path) -> None:
     assert refused(tmp_path, groups_per_shard=0) == "groups_per_shard: found 0, expected 1 or more; change the value"
+    assert refused(tmp_path, workers=0) == "workers: found 0, expected 1 or more; change the value"
     with pytest.raises(UserError) as caught:
         pack_command(PackConfig(groups="none.jsonl", output=str(tmp_path / "shards")))
     assert str(caught.value) == (
@@ -269,7 +401,7 @@ def test_the_reader_reads_every_member(packed: Path) -> None:
     reader = ShardReader(packed, load_manifest(packed))
     places = [(shard, index) for shard, size in enumerate((10, 10, 5)) for index in range(size)]
     assert [reader.read(*place).decode() for place in reversed(places)] == [g.to_json() for g in reversed(GROUPS)]
-    assert [reader.group(number) for number in range(25)] == GROUPS
+    assert [reader.group(*place) for place in places] == GROUPS
     assert [reader.number(*place) for place in places] == list(range(25))
     assert [reader.place(number) for number in range(25)] == places
 
@@ -284,14 +416,15 @@ def test_a_flipped_byte_is_told_with_shard_and_member_and_harms_no_other(shards:
     path = shards / "shard-00001.tar"
     flip(path, path.read_bytes().index("질문 13".encode()))
     manifest = load_manifest(shards)
-    reader = ShardReader(shards, manifest)
+    reader = ShardReader(shards, manifest, retries=0)
     with pytest.raises(UserError) as caught:
         reader.read(1, 3)
     assert str(caught.value) == (
         f"{path}:000000013.json: found bytes that differ from those packed (CRC-32), "
         f"expected an undamaged shard; copy the shard again or {AGAIN}"
     )
-    assert [reader.group(number) for number in range(25) if number != 13] == GROUPS[:13] + GROUPS[14:]
+    others = [number for number in range(25) if number != 13]
+    assert [reader.group(*reader.place(number)) for number in others] == GROUPS[:13] + GROUPS[14:]
     check_shards(shards, manifest)
     with pytest.raises(
         UserError, match=r"shard-00001\.tar: found sha256 [0-9a-f]{16}…, expected [0-9a-f]{16}…; copy it"
@@ -299,18 +432,22 @@ def test_a_flipped_byte_is_told_with_shard_and_member_and_harms_no_other(shards:
         check_shards(shards, manifest, digest=True)
 
 
-@pytest.mark.parametrize("damage", ["changed", "gone"])
-def test_an_index_that_is_not_the_one_packed_is_refused(damage: str, shards: Path) -> None:
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("changed", "found an index that is not the one packed, expected the index of its shard"),
+        ("gone", "found a file that cannot be read (No such file or directory), expected a file beside its shard"),
+    ],
+)
+def test_an_index_that_is_not_the_one_packed_is_refused(damage: str, message: str, shards: Path) -> None:
     path = shards / "shard-00000.index.safetensors"
     if damage == "gone":
         path.unlink()
     else:
         flip(path, path.stat().st_size - 1)
     with pytest.raises(UserError) as caught:
-        ShardReader(shards, load_manifest(shards)).read(0, 0)
-    assert str(caught.value) == (
-        f"{path}: found an index that is not the one packed, expected the index of its shard; {AGAIN}"
-    )
+        ShardReader(shards, load_manifest(shards), retries=0).read(0, 0)
+    assert str(caught.value) == f"{path}: {message}; {AGAIN}"
 
 
 def test_a_truncated_tar_is_told_by_its_size_and_by_its_members(shards: Path) -> None:
@@ -324,7 +461,7 @@ def test_a_truncated_tar_is_told_by_its_size_and_by_its_members(shards: Path) ->
         f"{path}: found a truncated tar of 700 bytes, expected {size}; copy it again or {AGAIN}"
     )
     with pytest.raises(UserError, match=r"shard-00002\.tar:000000024\.json: found bytes that differ"):
-        ShardReader(shards, manifest).read(2, 4)
+        ShardReader(shards, manifest, retries=0).read(2, 4)
 
 
 def test_a_tar_that_grew_is_told_too(shards: Path) -> None:
@@ -345,7 +482,7 @@ def test_a_missing_file_is_named(name: str, shards: Path) -> None:
 
 
 def test_a_shard_that_went_missing_later_is_named(shards: Path) -> None:
-    reader = ShardReader(shards, load_manifest(shards))
+    reader = ShardReader(shards, load_manifest(shards), retries=0)
     (shards / "shard-00001.tar").unlink()
     with pytest.raises(UserError, match=r"shard-00001\.tar: found a file that cannot be opened \(No such file"):
         reader.read(1, 0)
@@ -359,21 +496,21 @@ def manifest_refused(shards: Path) -> str:
 
 def test_a_directory_without_a_manifest_is_refused(shards: Path) -> None:
     (shards / "manifest.json").unlink()
+    wanted = "write them with reranker pack groups=FILE output=DIR, or index those of others with reranker index"
     assert manifest_refused(shards) == (
         "data.shards: found shards with 3 .tar files and no manifest.json, expected shards with a manifest.json; "
-        "write them with reranker pack groups=FILE output=DIR"
+        + wanted
     )
     assert manifest_refused(shards / "none") == (
-        "data.shards: found none, no such directory, expected shards with a manifest.json; "
-        "write them with reranker pack groups=FILE output=DIR"
+        f"data.shards: found none, no such directory, expected shards with a manifest.json; {wanted}"
     )
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema": 2}, f"found schema 2, expected schema 1; {AGAIN}"),
-        ({"schema": None}, f"found schema None, expected schema 1; {AGAIN}"),
+        ({"schema": 1}, f"found schema 1, expected schema 2; {AGAIN}"),
+        ({"schema": None}, f"found schema None, expected schema 2; {AGAIN}"),
         ({"shards": []}, f"found no shards, expected at least one; {AGAIN}"),
         ({"shards": [{"name": "a.tar"}]}, "found an incomplete manifest ("),
         ({"source": ...}, f"found an incomplete manifest ('source'), expected what pack writes; {AGAIN}"),

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import json
+import multiprocessing
+import re
+import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +16,12 @@ import torch
 
 from reranker.data.choose import Choice
 from reranker.data.collate import MicroBatch, collate, ghost
+from reranker.data.dataset import DataSet, Source
+from reranker.data.lengths import find_or_write_lengths
 from reranker.data.manifest import load_manifest
-from reranker.data.plan import Cursor, Step, planned_steps
-from reranker.data.stream import DataSet, PlanSource, stream
+from reranker.data.plan import Cursor, Step, plan_fixed, plan_tokens, planned_steps, step_numbers
+from reranker.data.reader import ShardReader
+from reranker.data.stream import PlanSource, StepBatches, stream
 from reranker.data.tokenize import Contract, Pair, PairTokenizer
 from reranker.errors import UserError
 from reranker.groups import Group
@@ -35,6 +42,9 @@ STEPS = 6
 """Steps of the training: 8, 8 and 7 groups in each of two epochs."""
 
 
+LATER = 4
+"""A group that the first step of the first epoch does not show."""
+
 # Three workers on a machine of two cores are meant here.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 
@@ -53,25 +63,48 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def batches(
-    tokenizer: Any, shards: Path, *, workers: int = 0, rank: int = 0, world: int = 1, per_gpu: int = 1,
-    cursor: Cursor = START, **choice: Any,
-) -> Iterable[MicroBatch]:  # fmt: skip
-    settings = Choice(**{"group_size": 3, "warmup": 0.4, "random": 0.5, **choice})
+def data_set(shards: Path, tokenizer: Any, **settings: Any) -> DataSet:
     manifest = load_manifest(shards)
-    data = DataSet(shards, manifest, PairTokenizer(tokenizer, Contract(24)), settings, seed=42, block=2)
-    source = PlanSource(lambda: plan(world, per_gpu, cursor), rank, EPOCHS * COUNT)
+    choice = Choice(**{"group_size": 3, "warmup": 0.4, "random": 0.5, **settings})
+    source = Source("", manifest, ShardReader(shards, manifest, retries=1))
+    pairs = PairTokenizer(tokenizer, Contract(24))
+    return DataSet([source], pairs, choice, seed=42, block=2, positions_in_all=EPOCHS * manifest.groups)
+
+
+def steps_of(
+    data: DataSet, *, workers: int = 0, rank: int = 0, world: int = 1, per_gpu: int = 1, cursor: Cursor = START
+) -> Iterable[StepBatches]:
+    source = PlanSource(
+        lambda: step_numbers(cursor, data.positions, EPOCHS),
+        lambda epoch, step: plan_fixed(epoch, step, data.positions, cursor.groups, per_gpu, world),
+        rank,
+    )
     return stream(data, source, workers=workers, prefetch=2, pin_memory=False)
 
 
-def plan(world: int = 1, per_gpu: int = 1, cursor: Cursor = START) -> Any:
-    return planned_steps(cursor, COUNT, per_gpu, world, EPOCHS)
+def batches(
+    tokenizer: Any, shards: Path, *, workers: int = 0, rank: int = 0, world: int = 1, per_gpu: int = 1,
+    cursor: Cursor = START, ghosts: bool = False, **choice: Any,
+) -> Iterable[MicroBatch]:  # fmt: skip
+    """The micro-batches of a rank, one after another."""
+    data = data_set(shards, tokenizer, **choice)
+    data.ghosts = ghosts
+    for taken in steps_of(data, workers=workers, rank=rank, world=world, per_gpu=per_gpu, cursor=cursor):
+        yield from taken.micro_batches
+
+
+def plan(world: int = 1, per_gpu: int = 1, cursor: Cursor = START) -> Iterator[Step]:
+    def one(epoch: int, step: int) -> Step:
+        return plan_fixed(epoch, step, COUNT, cursor.groups, per_gpu, world)
+
+    return planned_steps(cursor, COUNT, one, EPOCHS)
 
 
 def fields(batch: MicroBatch) -> dict[str, Any]:
     return {
-        field.name: value.tolist() if torch.is_tensor(value := getattr(batch, field.name)) else value
+        field.name: json.loads(re.sub("NaN", '"nan"', json.dumps(value.tolist()))) if torch.is_tensor(value) else value
         for field in dataclasses.fields(batch)
+        for value in [getattr(batch, field.name)]
     }
 
 
@@ -165,30 +198,121 @@ def damaged_copy(shards: Path, tmp_path: Path, number: int) -> tuple[Path, str]:
 def test_a_damaged_member_is_a_users_error_that_names_it(
     workers: int, tokenizer: Any, shards: Path, tmp_path: Path
 ) -> None:
-    directory, member = damaged_copy(shards, tmp_path, 13)
+    directory, member = damaged_copy(shards, tmp_path, LATER)
     taken = []
     with pytest.raises(UserError) as caught:
         for batch in batches(tokenizer, directory, workers=workers, random=0.0, warmup=0.0):
             taken.append(fields(batch))
-    assert type(caught.value) is UserError
     assert str(caught.value) == (
         f"{member}: found bytes that differ from those packed (CRC-32), expected an undamaged shard; "
-        "copy the shard again or delete the directory and run reranker pack again"
+        "copy the shard again or delete the directory and run reranker pack (or index) again"
     )
-    # All that comes before it is delivered, with any number of workers.
+    # The steps before its own are delivered, with any number of workers.
     whole = [fields(batch) for batch in batches(tokenizer, shards, random=0.0, warmup=0.0)]
-    assert 0 < len(taken) < COUNT
+    assert len(taken) in (8, 16)
     assert taken == whole[: len(taken)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("per_gpu", [1, 4])
+def test_a_damaged_group_becomes_a_ghost_where_that_is_asked_for(
+    per_gpu: int, workers: int, tokenizer: Any, shards: Path, tmp_path: Path
+) -> None:
+    directory, member = damaged_copy(shards, tmp_path, LATER)
+    settings: dict[str, Any] = {"per_gpu": per_gpu, "random": 0.0, "warmup": 0.0}
+    whole = list(batches(tokenizer, shards, **settings))
+    kept = list(batches(tokenizer, directory, workers=workers, ghosts=True, **settings))
+    assert len(kept) == len(whole)
+    lost = [(ours, theirs) for ours, theirs in zip(kept, whole, strict=True) if ours.bad]
+    # Once in each epoch, named; nothing else of the micro-batch changes.
+    assert len(lost) == EPOCHS
+    for ours, theirs in lost:
+        assert [line.partition(": found ")[0] for line in ours.bad] == [member]
+        gone = set(theirs.positions) - set(ours.positions)
+        assert len(gone) == 1
+        assert shown(ours) == [row for row in shown(theirs) if row[0] not in gone]
+        assert ours.weight_G.tolist() == [1.0] * len(ours.positions) + [0.0]
+        assert ours.pairs == theirs.pairs - 3
+    assert all(fields(a) == fields(b) for a, b in zip(kept, whole, strict=True) if not a.bad)
+
+
+def test_a_missing_shard_makes_ghosts_of_its_groups_where_that_is_asked_for(
+    tokenizer: Any, shards: Path, tmp_path: Path
+) -> None:
+    directory = Path(shutil.copytree(shards, tmp_path / "shards"))
+    (directory / "shard-00001.tar").unlink()
+    kept = list(batches(tokenizer, directory, ghosts=True, random=0.0, warmup=0.0))
+    assert sum(len(batch.bad) for batch in kept) == 6 * EPOCHS
+    with pytest.raises(UserError, match=r"shard-00001\.tar: found a file that cannot be opened"):
+        list(batches(tokenizer, directory, random=0.0, warmup=0.0))
+
+
+def test_a_neighbour_that_cannot_be_read_makes_a_ghost_of_the_group_that_shows_it(
+    tokenizer: Any, shards: Path, tmp_path: Path
+) -> None:
+    directory, _ = damaged_copy(shards, tmp_path, LATER)
+    kept = list(batches(tokenizer, directory, ghosts=True, warmup=1.0))
+    bad = [line for batch in kept for line in batch.bad]
+    assert len(bad) > EPOCHS
+    assert all(f"{LATER:09d}.json: found bytes that differ" in line for line in bad)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_lengths_that_a_plan_counts_are_those_of_the_pairs_that_are_shown(
+    workers: int, packed: bool, tokenizer: Any, shards: Path, tmp_path: Path
+) -> None:
+    data = data_set(shards, tokenizer)
+    source = data.sources[0]
+    source.lengths = find_or_write_lengths(source.reader, data.tokenizer, tmp_path)
+    counted: dict[tuple[int, int], list[int]] = {}
+
+    def plan(epoch: int, step: int) -> Step:
+        whole = plan_fixed(epoch, step, COUNT, BATCH, BATCH, 1)
+
+        def lengths(position: int) -> list[int]:
+            found = data.pair_lengths(data.locate(epoch, position), whole)
+            counted[epoch, position] = found
+            return found
+
+        return plan_tokens(epoch, step, COUNT, BATCH, 3 * 24 * 2, 2, lengths, packed)
+
+    planned = {(epoch, step): plan(epoch, step) for epoch in range(EPOCHS) for step in range(3)}
+    for rank in range(2):
+        source = PlanSource(lambda: step_numbers(START, COUNT, EPOCHS), plan, rank)
+        for taken in stream(data, source, workers=workers, prefetch=2, pin_memory=False):
+            assert taken.step == planned[taken.step.epoch, taken.step.step]
+            slots = [row[rank] for row in taken.step.slots]
+            assert [batch.positions for batch in taken.micro_batches] == slots
+            for batch in taken.micro_batches:
+                for position, pairs in shown(batch):
+                    assert [len(pair) for pair in pairs] == counted[taken.step.epoch, position]
+    assert len(counted) == EPOCHS * COUNT
+
+
+def test_no_worker_prepares_more_steps_than_it_is_allowed(tokenizer: Any, shards: Path) -> None:
+    planned = multiprocessing.get_context("fork").Value("i", 0)
+
+    def plan(epoch: int, step: int) -> Step:
+        with planned.get_lock():
+            planned.value += 1
+        return plan_fixed(epoch, step, COUNT, 1, 1, 1)
+
+    data = data_set(shards, tokenizer)
+    source = PlanSource(lambda: step_numbers(Cursor(42, 0, 0, 1, "f"), COUNT, EPOCHS), plan, 0)
+    steps = iter(stream(data, source, workers=2, prefetch=3, pin_memory=False))
+    for _ in range(5):
+        next(steps)
+    # Five taken, three ahead in each of two workers, and one that each may be at work on.
+    assert planned.value <= 5 + 2 * 3 + 2
 
 
 def test_a_prompt_goes_before_the_query(tokenizer: Any, tmp_path: Path) -> None:
     groups = [Group("수도는?", ("서울",), ("부산",), prompt="찾기:"), Group("수도는?", ("서울",), ("부산",))]
     pack(groups, tmp_path / "shards", {"name": "g"}, groups_per_shard=2)
-    data = DataSet(
-        tmp_path / "shards", load_manifest(tmp_path / "shards"), PairTokenizer(tokenizer, Contract()), Choice(2), 42, 1
-    )
-    source = PlanSource(lambda: planned_steps(Cursor(42, 0, 0, 2, "f"), 2, 2, 1, 1), 0, 2)
-    (batch,) = stream(data, source, workers=0, prefetch=1, pin_memory=False)
+    data = data_set(tmp_path / "shards", tokenizer, group_size=2)
+    first = next(iter(steps_of(data, per_gpu=2, cursor=Cursor(42, 0, 0, 2, "f"))))
+    (batch,) = first.micro_batches
     firsts = [pairs[0] for _, pairs in shown(batch)]
     assert sorted(firsts) == sorted(tokenizer(query, "서울")["input_ids"] for query in ("찾기: 수도는?", "수도는?"))
 
@@ -213,8 +337,10 @@ def test_pairs_are_padded_on_the_right_to_the_longest(tokenizer: Any) -> None:
         "mask_NL": [[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 0]],
         "present_GP": [[True, True], [True, False]],
         "weight_G": [1.0, 1.0],
+        "teacher_GP": [["nan", "nan"], ["nan", "nan"]],
         "positions": (4, 9),
         "tokens": 6,
+        "bad": (),
     }
     assert batch.pairs == 3
 
