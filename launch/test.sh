@@ -3,7 +3,8 @@
 #
 #   bash launch/test.sh                  style, types and layers, then the tests of tests/unit, distributed, chaos, gpu
 #   bash launch/test.sh --all            the same and tests/end_to_end: the wheel, and the demo from the first
-#                                        document to the exported model (and tests/slurm where there is one)
+#                                        document to the exported model (and tests/slurm where there is one), and
+#                                        tests/mutations.py: that the tests fail for code that is broken
 #   bash launch/test.sh tests/unit -k x  pytest alone, with these arguments
 
 set -euo pipefail
@@ -50,6 +51,7 @@ for name in unit distributed chaos gpu; do add "$name"; done
 if $all; then
     if [ -d tests/slurm ]; then add slurm; fi
     add end_to_end
+    directories+=(tests/mutations.py)
 fi
 [ ${#directories[@]} -gt 0 ] || fail "tests: found none, expected some under tests/; run in a whole checkout"
 say "tests: pytest ${directories[*]}"

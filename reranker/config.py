@@ -64,6 +64,9 @@ class BatchPolicy(Enum):
     tokens = "tokens"
 
 
+MOST_OPEN = 256
+"""Shards that a process holds open at a time."""
+
 # `raise` is a word of Python's own: a class body cannot name a member so.
 BadData = Enum("BadData", {"raise": "raise", "ghost": "ghost"})
 
@@ -83,7 +86,7 @@ class ModelConfig:
 @dataclass
 class NegativesConfig:
     warmup: float = 0.0
-    """Share of the training, from its start, in which every negative is a random passage of another group"""
+    """Share of the training, from its start, in which all negatives are random passages of other groups of the block"""
     random: float = 0.0
     """Share of a group's negatives that stay random afterwards; the others are the group's own"""
     hardest: Optional[int] = None
@@ -128,7 +131,7 @@ class DataConfig:
     bad_limit: int = 100
     """bad=ghost: more such groups than this in a run stop it"""
     retries: int = 3
-    """Times that a failed read is tried again before the group counts as bad"""
+    """Times that a failed read or fetch is tried again before the group counts as bad"""
     cache: CacheConfig = field(default_factory=CacheConfig)
 
 
@@ -211,7 +214,7 @@ class TrackingConfig:
 @dataclass
 class TrainSettings:
     epochs: int = 3
-    """Times that every group is seen"""
+    """Times that every group is seen; of a mixture, one of weight 1"""
     max_steps: Optional[int] = None
     """Stop after this many optimizer steps; the schedule ends there as well"""
     seed: int = 42
@@ -496,6 +499,9 @@ def check_train(config: TrainConfig) -> None:
     }
     at_least += [(key, value, 1) for key, value in optional.items() if value is not None]
     check_at_least(at_least)
+    if data.shuffle_block > MOST_OPEN:
+        raise UserError("data.shuffle_block", str(data.shuffle_block), f"at most {MOST_OPEN}, as many as are held open",
+                        "lower it or pack larger shards")  # fmt: skip
     shares = {
         "data.negatives.warmup": data.negatives.warmup,
         "data.negatives.random": data.negatives.random,
@@ -519,6 +525,10 @@ def check_train(config: TrainConfig) -> None:
             f"at most data.max_length - 5 = {data.max_length - 5}, to leave room for the passage",
             "lower it or raise data.max_length",
         )
+    places = data.group_size - 1
+    if not config.loss.labels and (data.negatives.warmup or round(data.negatives.random * places) == places):
+        raise UserError("loss.labels", "0 where all negatives are random", "a weight above 0: no teacher scored them",
+                        "say data.negatives.warmup=0 and a smaller data.negatives.random")  # fmt: skip
     if not config.loss.labels and not config.loss.distillation:
         raise UserError("loss.labels", "0, as loss.distillation", "a weight above 0 for one of them", "change one")
     if not 0 < config.loss.temperature < math.inf:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -184,7 +185,7 @@ def _scores(value: Any, key: str, count: int, where: object) -> tuple[float, ...
     if value is None:
         return None
     numbers = isinstance(value, list) and all(
-        isinstance(score, (int, float)) and not isinstance(score, bool) for score in value
+        isinstance(score, (int, float)) and not isinstance(score, bool) and math.isfinite(score) for score in value
     )
     if not numbers or len(value) != count:
         found = f"{len(value)} of them" if numbers else shorten(value)

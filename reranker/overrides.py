@@ -49,8 +49,7 @@ def check_arguments(command: str, arguments: list[str]) -> list[str]:
     directories = [carried_directory("conf")] if command == "train" else []
     directories += [Path(parsed.config_dir)] if parsed.config_dir else []
     parsed_overrides = [_parse(command, text) for text in parsed.overrides]
-    if command != "train":
-        _refuse_twice(parsed_overrides)
+    _refuse_taken_apart(parsed_overrides)
     if any(override.key_or_group == "hydra.searchpath" for override in parsed_overrides):
         return flags + overrides  # groups and options of the user's own: Hydra knows them
     for override in parsed_overrides:
@@ -59,21 +58,15 @@ def check_arguments(command: str, arguments: list[str]) -> list[str]:
     return flags + overrides
 
 
-def _refuse_twice(overrides: list[Override]) -> None:
-    """Raise UserError for a key that is given a value twice: Hydra would take the last and say nothing.
+def _refuse_taken_apart(overrides: list[Override]) -> None:
+    """Raise UserError for `shards` given twice: Hydra would take the last one, as for any key, and say nothing.
 
-    A shell makes several arguments of an unquoted pattern, as in shards=part-{0..3}.tar. For a training the last one
-    is meant: scripts put the user's own keys behind theirs.
+    A shell makes several arguments of an unquoted pattern: shards=part-{0..3}.tar names four tars and not one.
     """
-    seen: dict[str, str] = {}
-    for override in overrides:
-        key = override.key_or_group
-        if override.is_delete() or not isinstance(key, str):
-            continue
-        if key in seen:
-            found = f"{seen[key]} and {override.input_line}"
-            raise UserError(key, shorten(found), "one value", "leave one out; quote a pattern with braces")
-        seen[key] = str(override.input_line)
+    given = [str(override.input_line) for override in overrides if override.key_or_group == "shards"]
+    if len(given) > 1:
+        found = f"{given[0]} and {len(given) - 1} more"
+        raise UserError("shards", found, "one value", "leave the others out; quote a pattern with braces")
 
 
 def explain(command: str, error: Exception) -> UserError:

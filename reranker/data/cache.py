@@ -102,7 +102,7 @@ class ShardCache:
             self._check_fits(location, size or 0)
             make_directory(self.directory)
             try:
-                with FileLock(self._lock(digest), blocking=wait):
+                with FileLock(self._lock(digest), mode=0o666, blocking=wait):
                     # Another process may have fetched it while this one waited.
                     if (descriptor := _opened(copy, size)) is not None:
                         return descriptor
@@ -120,7 +120,7 @@ class ShardCache:
                 os.fsync(target)  # a network file system tells only here that the disk is full
             descriptor = _opened(part, size)
             assert descriptor is not None
-            with FileLock(self._lock("directory")):
+            with FileLock(self._lock("directory"), mode=0o666):
                 os.replace(part, copy)
             return descriptor
         finally:
@@ -155,7 +155,7 @@ class ShardCache:
         self._check_fits(location, size)
         taken = 0
         copies: list[tuple[int, int, str]] = []
-        with refusals_told(self.directory), FileLock(self._lock("directory")):
+        with refusals_told(self.directory), FileLock(self._lock("directory"), mode=0o666):
             for entry in os.scandir(self.directory):
                 name = _NAME.fullmatch(entry.name)
                 if not name or entry.name == part.name:
@@ -182,7 +182,7 @@ class ShardCache:
     def _is_free(self, digest: str) -> bool:
         """Whether no process is fetching a file."""
         try:
-            with FileLock(self._lock(digest), blocking=False):
+            with FileLock(self._lock(digest), mode=0o666, blocking=False):
                 return True
         except Timeout:
             return False
@@ -211,7 +211,8 @@ def _opened(path: Path, size: int | None) -> int | None:
         os.close(descriptor)
         return None
     now = time.time_ns()  # the kernel's own time is of a few milliseconds
-    os.utime(descriptor, ns=(now, now))
+    with contextlib.suppress(PermissionError):  # another user's copy keeps the time of its own
+        os.utime(descriptor, ns=(now, now))
     return descriptor
 
 

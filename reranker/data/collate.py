@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -45,6 +46,16 @@ class MicroBatch:
         pinned = {name: getattr(self, name).pin_memory() for name in _TENSORS}
         return dataclasses.replace(self, **pinned)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A tensor that comes from a worker holds a descriptor until it is used, and a step has many: arrays travel
+        # as bytes.
+        return _from_arrays, (
+            {name: getattr(self, name).numpy() for name in _TENSORS},
+            self.positions,
+            self.tokens,
+            self.bad,
+        )
+
     @property
     def pairs(self) -> int:
         """Real pairs: passages present in groups that count."""
@@ -52,6 +63,11 @@ class MicroBatch:
 
 
 _TENSORS = ("ids_NL", "types_NL", "mask_NL", "present_GP", "weight_G", "teacher_GP")
+
+
+def _from_arrays(arrays: dict[str, Any], positions: tuple[int, ...], tokens: int, bad: tuple[str, ...]) -> MicroBatch:
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return MicroBatch(**tensors, positions=positions, tokens=tokens, bad=bad)
 
 
 def pad_pairs(pairs: Sequence[Pair], pad_id: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

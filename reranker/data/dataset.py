@@ -27,8 +27,8 @@ from reranker.errors import UserError
 from reranker.groups import Group
 
 _SOURCE = 21
-_PASSES = 3
-"""Orders that are kept: a pass, the next one, and that of an epoch that another worker is still in."""
+_PASSES = 8
+"""Orders that are kept: of a small source with a large weight, one step may show several passes."""
 
 
 @dataclass
@@ -53,6 +53,7 @@ class Source:
             while len(self._orders) >= _PASSES:
                 self._orders.popitem(last=False)
             self._orders[number] = Order(self.manifest.sizes, seed, number, block)
+        self._orders.move_to_end(number)
         return self._orders[number]
 
 
@@ -170,15 +171,20 @@ class DataSet:
     def _prefetch(self, source: int, number: int, block: int, order: Order) -> None:
         """Once for each block that is entered: the block after it is copied to this node, if it is remote."""
         key = number * order.blocks + block
-        if self._seen.get(source) == key:
+        # A step may stand in two blocks and be read back and forth: only going on counts.
+        if key <= self._seen.get(source, -1):
             return
         self._seen[source] = key
-        reader = self.sources[source].reader
-        following = order
-        if block + 1 == order.blocks:
-            following = self.sources[source].order(number + 1, self._seed_of(source), self.block)
-        after = following.block((block + 1) % order.blocks)
-        reader.prefetch([*order.block(block).shards.tolist(), *after.shards.tolist()])
+        reader, share = self.sources[source].reader, self.mixture.shares[source]
+        shards = order.block(block).shards.tolist()
+        before = order.block(block - 1).shards.tolist() if block else []
+        after: list[int] = []
+        if block + 1 < order.blocks:
+            after = order.block(block + 1).shards.tolist()
+        elif (number + 1) * share.groups * self.positions < self.positions_in_all * share.positions:
+            after = self.sources[source].order(number + 1, self._seed_of(source), self.block).block(0).shards.tolist()
+        reader.keep({*before, *shards, *after})
+        reader.prefetch([*shards, *after])
 
 
 def make_mixture(sources: Sequence[Source]) -> Mixture:

@@ -13,11 +13,14 @@ from typing import Any
 
 import tenacity
 
-from reranker.data.location import PIPE
+from reranker.data.location import PIPE, open_location
 from reranker.errors import UserError
 
 WAIT: Any = tenacity.wait_random_exponential(multiplier=1, max=60)
 """Seconds before a fetch is tried again: at random, so that the nodes of a job do not come back all at once."""
+
+
+_RETRIES = 3
 
 
 class Changed(Exception):
@@ -46,6 +49,27 @@ def fetch_with_retries(fetch: Callable[..., Any], location: str, *arguments: Any
     except Exception as error:
         raise UserError(location, f"a file that cannot be fetched ({_reason(error)})", "a readable file",
                         "check the location, the network and the credentials") from None  # fmt: skip
+
+
+def read_location(location: str) -> bytes:
+    """The bytes of a small file under a URL. Raises FileNotFoundError where there is none; UserError."""
+    missing: list[bytes | None] = []
+
+    def read(name: str) -> bytes | None:
+        try:
+            with open_location(name) as stream:
+                return stream.read()
+        except FileNotFoundError as error:
+            # Over HTTP fsspec says so whatever went wrong; the cause tells what it was.
+            if error.__cause__ is not None and getattr(error.__cause__, "status", 404) != 404:
+                raise
+            missing.append(None)
+            return None
+
+    content = fetch_with_retries(read, location, retries=_RETRIES)
+    if missing:
+        raise FileNotFoundError(location)
+    return bytes(content)
 
 
 def prepare_to_open(location: str) -> None:

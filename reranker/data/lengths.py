@@ -30,8 +30,9 @@ from safetensors.numpy import load, save_file
 from tokenizers import Tokenizer
 
 from reranker.data.cache import ShardCache
+from reranker.data.fetch import read_location
 from reranker.data.index import ShardIndex
-from reranker.data.location import is_remote, join, local_path, open_location
+from reranker.data.location import is_remote, join, local_path
 from reranker.data.manifest import Manifest, Shard
 from reranker.data.reader import ShardReader
 from reranker.data.tokenize import PairTokenizer
@@ -136,8 +137,9 @@ def load_files(directory: str, manifest: Manifest, fingerprint: str) -> tuple[Le
     """What `lengths.json` in a directory or under a URL says, one file for each shard. Raises UserError."""
     where = join(directory, NAME)
     try:
-        with _open(where) as stream:
-            value = json.loads(stream.read())
+        value = json.loads(read_location(where) if is_remote(where) else Path(local_path(where)).read_bytes())
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise UserError(where, f"a file that cannot be read ({reason})", "token lengths", REMAKE) from None
@@ -243,11 +245,6 @@ def _exists(directory: str) -> bool:
     if not is_remote(directory):
         return os.path.exists(local_path(directory))
     try:
-        with open_location(join(directory, NAME)) as stream:
-            return bool(stream.read(1))
-    except (OSError, UserError):
+        return bool(read_location(join(directory, NAME)))
+    except FileNotFoundError:
         return False
-
-
-def _open(location: str) -> Any:
-    return open_location(location) if is_remote(location) else open(local_path(location), "rb")

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reranker.data.location import is_remote, join, local_path, open_location
+from reranker.data.fetch import read_location
+from reranker.data.location import PIPE, is_remote, join, local_path
 from reranker.errors import UserError
 from reranker.files import read_json, sha256
 
@@ -88,7 +89,9 @@ def load_manifest(directory: str | Path, key: str = "data.shards") -> Manifest:
     try:
         shards = tuple(Shard(**shard) for shard in value["shards"])
         manifest = Manifest(shards, value["source"], value["command"])
-    except (KeyError, TypeError) as error:
+        for shard in shards:
+            _check_entry(shard, directory)
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(where, f"an incomplete manifest ({error})", "what pack writes", REPACK) from None
     if not shards:
         raise UserError(where, "no shards", "at least one", REPACK)
@@ -107,13 +110,29 @@ def _local_json(directory: Path, key: str) -> Any:
 
 def _remote_json(directory: str, key: str) -> Any:
     try:
-        with open_location(join(directory, NAME)) as stream:
-            return json.loads(stream.read())
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        fix = "check the URL and the credentials, or index shards of others with reranker index"
-        found = f"{directory}, whose {NAME} cannot be read ({reason})"
-        raise UserError(key, found, "the URL of shards", fix) from None
+        return json.loads(read_location(join(directory, NAME)))
+    except FileNotFoundError:
+        raise UserError(key, f"{directory} without a {NAME}", "the URL of shards",
+                        "check the URL, or index shards of others with reranker index") from None  # fmt: skip
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(join(directory, NAME), f"no JSON ({error})", "a manifest", REPACK) from None
+
+
+def _check_entry(shard: Shard, directory: str) -> None:
+    """Raise TypeError or ValueError for an entry that no command of ours writes.
+
+    A manifest may come from elsewhere: it names no path outside its directory and no command to run.
+    """
+    kinds = {"name": str, "groups": int, "bytes": int, "sha256": str, "index_sha256": str}
+    for field, kind in kinds.items():
+        if type(getattr(shard, field)) is not kind:
+            raise TypeError(f"{field} {getattr(shard, field)!r}")
+    if Path(shard.name).name != shard.name or shard.groups < 1 or shard.bytes < 0:
+        raise ValueError(f"shard {shard.name!r} of {shard.groups} groups and {shard.bytes} bytes")
+    if is_remote(directory) and shard.url and (shard.url.startswith(PIPE) or not is_remote(shard.url)):
+        raise ValueError(f"under a URL, the shard {shard.url!r} of this machine")
 
 
 def check_shards(directory: str | Path, manifest: Manifest, digest: bool = False) -> None:

@@ -78,8 +78,8 @@ class Order:
         """A block by its number, 0 <= number < blocks."""
         if number not in self._blocks:
             shards = np.sort(self._shards[number * self._block : (number + 1) * self._block])
-            # Positions are visited in order: only the block under way and the one before it are of use.
-            self._blocks = {key: value for key, value in self._blocks.items() if key == number - 1}
+            # Positions are visited in order: only the block under way and those beside it are of use.
+            self._blocks = {key: value for key, value in self._blocks.items() if abs(key - number) <= 2}
             self._blocks[number] = Block(shards, np.cumsum(self._sizes[shards]))
         return self._blocks[number]
 

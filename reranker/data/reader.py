@@ -14,13 +14,13 @@ import json
 import os
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import numpy as np
-from tenacity import Retrying, stop_after_attempt, wait_exponential
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
+from reranker.config import MOST_OPEN
 from reranker.data.cache import ShardCache
 from reranker.data.index import GroupTexts, ShardIndex, load_index
 from reranker.data.location import is_remote, join, local_path
@@ -28,18 +28,13 @@ from reranker.data.manifest import REPACK, Manifest
 from reranker.errors import UserError
 from reranker.groups import Group, parse_group
 
-_OPEN = 256
-"""Shards that a process holds open: more than the blocks around a position and what negatives are drawn from."""
-
 
 class BadMember(UserError):
     """A group that cannot be read: the line says of which shard and member, and why."""
 
 
-@dataclass
-class _Shard:
-    file: int
-    index: ShardIndex
+class _Again(BadMember):
+    """A read that may go well when it is tried again."""
 
 
 class ShardReader:
@@ -58,7 +53,9 @@ class ShardReader:
         self.manifest = manifest
         self.cache, self._retries = cache, retries
         self._starts = np.cumsum([0, *manifest.sizes])
-        self._open: OrderedDict[int, _Shard] = OrderedDict()
+        self._files: OrderedDict[int, int] = OrderedDict()
+        self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
+        self._lost: dict[int, BadMember] = {}
         self._process = os.getpid()
 
     def location(self, shard: int) -> str:
@@ -81,10 +78,11 @@ class ShardReader:
         return shard, number - int(self._starts[shard])
 
     def read(self, shard: int, index: int) -> bytes:
-        """The content of one member. Raises BadMember."""
+        """The content of one member. Raises BadMember; UserError for an index that is not whole."""
         attempts = Retrying(
             stop=stop_after_attempt(self._retries + 1),
             wait=wait_exponential(multiplier=0.05, max=5),
+            retry=retry_if_exception_type(_Again),
             before_sleep=lambda _: self._forget(shard),
             reraise=True,
         )
@@ -107,7 +105,22 @@ class ShardReader:
         return self.index(shard).group(index)
 
     def index(self, shard: int) -> ShardIndex:
-        return self._shard(shard).index
+        """The index of a shard, whose tar need not be there. Raises UserError."""
+        self._check_process()
+        if shard not in self._indexes:
+            entry = self.manifest.shards[shard]
+            location = join(self.directory, entry.index_name)
+            while len(self._indexes) >= MOST_OPEN:
+                self._indexes.popitem(last=False)
+            self._indexes[shard] = load_index(read_file(location, entry.index_sha256, self.cache))
+        self._indexes.move_to_end(shard)
+        return self._indexes[shard]
+
+    def keep(self, shards: Collection[int]) -> None:
+        """Close the tars that are not among `shards`: an evicted copy takes up the disk as long as it is open."""
+        for shard in [shard for shard in self._files if shard not in shards]:
+            os.close(self._files.pop(shard))
+        self._lost = {shard: error for shard, error in self._lost.items() if shard in shards}
 
     def prefetch(self, shards: Iterable[int]) -> None:
         """Start to copy the remote ones among `shards` to this node, as many as the cache holds. Returns at once."""
@@ -126,61 +139,64 @@ class ShardReader:
 
     def close(self) -> None:
         """Close every file that is held open."""
-        while self._open:
-            os.close(self._open.popitem()[1].file)
+        self.keep(())
 
     def _read(self, shard: int, index: int) -> bytes:
-        name = self.name(shard, index)
+        name, columns = self.name(shard, index), self.index(shard)
+        offset, size = int(columns.offset[index]), int(columns.size[index])
         try:
-            opened = self._shard(shard)
-            offset, size = int(opened.index.offset[index]), int(opened.index.size[index])
-            content = os.pread(opened.file, size, offset)
-        except UserError as mistake:
-            raise BadMember(mistake.where, mistake.found, mistake.expected, mistake.fix) from None
+            content = os.pread(self._file(shard), size, offset)
         except OSError as error:
-            raise BadMember(name, f"bytes that cannot be read ({error.strerror or error})", "a readable shard",
-                            "check the file system") from None  # fmt: skip
-        if len(content) != size or zlib.crc32(content) != int(opened.index.crc32[index]):
-            raise BadMember(name, "bytes that differ from those packed (CRC-32)", "an undamaged shard",
-                            f"copy the shard again or {REPACK}")  # fmt: skip
+            raise _Again(name, f"bytes that cannot be read ({error.strerror or error})", "a readable shard",
+                         "check the file system") from None  # fmt: skip
+        if len(content) != size or zlib.crc32(content) != int(columns.crc32[index]):
+            raise _Again(name, "bytes that differ from those packed (CRC-32)", "an undamaged shard",
+                         f"copy the shard again or {REPACK}")  # fmt: skip
         return content
 
-    def _shard(self, shard: int) -> _Shard:
-        if self._process != os.getpid():
-            # A forked worker opens its own files: a file offset is shared, a cache entry is not.
-            self._open, self._process = OrderedDict(), os.getpid()
-        if shard not in self._open:
-            while len(self._open) >= _OPEN:
-                os.close(self._open.popitem(last=False)[1].file)
-            index = self._load_index(shard)
-            self._open[shard] = _Shard(self._open_tar(shard), index)
-        self._open.move_to_end(shard)
-        return self._open[shard]
+    def _file(self, shard: int) -> int:
+        self._check_process()
+        if shard in self._lost:
+            raise self._lost[shard]  # its other members would be tried for as long as the first
+        if shard not in self._files:
+            while len(self._files) >= MOST_OPEN:
+                os.close(self._files.popitem(last=False)[1])
+            try:
+                self._files[shard] = self._open(shard)
+            except BadMember as error:
+                self._lost[shard] = error
+                raise
+        self._files.move_to_end(shard)
+        return self._files[shard]
 
-    def _open_tar(self, shard: int) -> int:
+    def _open(self, shard: int) -> int:
         location, entry = self.location(shard), self.manifest.shards[shard]
         if is_remote(location):
             assert self.cache is not None, "remote shards are read through a cache"
-            return self.cache.open(location, entry.sha256, entry.bytes)
+            try:
+                return self.cache.open(location, entry.sha256, entry.bytes)
+            except UserError as error:
+                if error.where != location:
+                    raise  # of the cache itself: every shard would meet it
+                raise BadMember(error.where, error.found, error.expected, error.fix) from None
         try:
             return os.open(local_path(location), os.O_RDONLY)
         except OSError as error:
-            raise UserError(location, f"a file that cannot be opened ({error.strerror})", "a readable shard",
+            raise BadMember(location, f"a file that cannot be opened ({error.strerror})", "a readable shard",
                             "check the path and its permissions") from None  # fmt: skip
-
-    def _load_index(self, shard: int) -> ShardIndex:
-        entry = self.manifest.shards[shard]
-        location = join(self.directory, entry.index_name)
-        return load_index(read_file(location, entry.index_sha256, self.cache))
 
     def _forget(self, shard: int) -> None:
         """Close a shard that reads badly; a copy of a remote one is fetched anew."""
-        opened = self._open.pop(shard, None)
-        if opened is not None:
-            os.close(opened.file)
+        if shard in self._files:
+            os.close(self._files.pop(shard))
         location = self.location(shard)
         if is_remote(location) and self.cache is not None:
             self.cache.drop(location, self.manifest.shards[shard].sha256)
+
+    def _check_process(self) -> None:
+        if self._process != os.getpid():
+            # A forked worker opens its own files: it would close those of its parent.
+            self._files, self._indexes, self._process = OrderedDict(), OrderedDict(), os.getpid()
 
 
 def read_file(location: str, digest: str, cache: ShardCache | None) -> bytes:

@@ -23,7 +23,7 @@ from typing import IO, Any, cast
 
 from braceexpand import braceexpand
 
-from reranker.config import IndexConfig, cache_directory
+from reranker.config import IndexConfig, cache_directory, check_at_least
 from reranker.data.cache import ShardCache
 from reranker.data.fetch import fetch_with_retries
 from reranker.data.index import IndexBuilder
@@ -46,8 +46,7 @@ _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\x
 
 def index_command(config: IndexConfig) -> int:
     """`reranker index`."""
-    if config.workers < 1:
-        raise UserError("workers", str(config.workers), "1 or more", "change the value")
+    check_at_least([("workers", config.workers, 1), ("cache.gib", config.cache.gib, 0)])
     tars, output = locations(config.shards), Path(config.output)
     tokenizer = load_pair_tokenizer(config.tokenizer) if config.tokenizer else None
     source = {"name": f"{len(tars)} tars", "sha256": hashlib.sha256("\n".join(tars).encode("utf-8")).hexdigest()}

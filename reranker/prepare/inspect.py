@@ -35,7 +35,9 @@ _CLIP = 300
 def inspect_command(config: DataInspectConfig) -> int:
     """`reranker data inspect`."""
     least = {"samples": 0, "group_size": 2, "max_length": 8, "groups": 1, "per_gpu": 1, "steps": 1}
-    check_at_least([(key, getattr(config, key), value) for key, value in least.items()])
+    check_at_least(
+        [("cache.gib", config.cache.gib, 0), *((key, getattr(config, key), value) for key, value in least.items())]
+    )
     if not config.worlds or min(config.worlds) < 1:
         raise UserError("worlds", str(list(config.worlds)), "numbers of ranks", "say worlds=[1,8]")
     if config.tokens < config.group_size * config.max_length:

@@ -36,6 +36,11 @@ class Ranks:
     def first(self) -> bool:
         return self.rank == 0
 
+    @property
+    def first_of_node(self) -> bool:
+        """Whether this is the first rank of its machine."""
+        return os.environ.get("LOCAL_RANK", "0") == "0"
+
     def gather(self, value: T) -> list[T]:
         """The values of all ranks, on every rank."""
         values: list[Any] = [None] * self.world

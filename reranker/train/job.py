@@ -2,7 +2,7 @@
 
 In: a TrainConfig and the ranks. Out: a `Job`, the same on every rank, whose methods are pure functions of the
 settings and of a cursor: the plan, the stream of micro-batches. Raises `UserError`. Nothing here costs more than
-reading a manifest and a tokenizer.
+reading manifests and a tokenizer, but `count_lengths`, where token lengths are wanted and not there.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def count_lengths(job: Job) -> None:
         )
 
 
-def make_plan(job: Job, cursor: Cursor, done: int) -> Plan:
+def make_plan(job: Job, done: int) -> Plan:
     """What the loop has to do, as pure functions of a step's number."""
     settings, steps = job.config.train, job.steps
     save_every = settings.save_every or job.evaluate_every

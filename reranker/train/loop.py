@@ -8,6 +8,7 @@ maybe save. Everything that needs a paragraph lives elsewhere behind one verb.
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -46,10 +47,16 @@ class Plan:
 
 
 @dataclass
-class Skipped:
-    """Steps that fp16 overflow has skipped so far: DeepSpeed's own step counter includes them."""
+class Tally:
+    """What a run has lost so far, over its resumes.
 
-    count: int = 0
+    Attributes:
+        skipped: steps that fp16 overflow has skipped: DeepSpeed's own step counter includes them.
+        bad: groups that could not be read, of all ranks, up to the last record.
+    """
+
+    skipped: int = 0
+    bad: int = 0
 
 
 @dataclass
@@ -87,7 +94,7 @@ class Meter:
         loss, pairs, tokens, padded, bad, waited = sums.tolist()
         metrics = {
             "epoch": round(epoch, 6),
-            "train/loss": loss / self.groups,
+            "train/loss": loss / max(1, self.groups - int(bad)),
             "train/learning_rate": rate,
             "train/grad_norm": outcome.grad_norm,
             "train/loss_scale": outcome.loss_scale,
@@ -110,13 +117,13 @@ def run(
     batches: Iterator[StepBatches],
     ranks: Ranks,
     *,
-    skipped: Skipped,
+    tally: Tally,
     log: Callable[[int, dict[str, Any]], None],
     evaluate: Callable[[], dict[str, Any]],
     save: Callable[[int, Step, dict[str, Any] | None], None],
 ) -> None:
     """Train from `plan.done` to the end of the plan."""
-    meter, bad = Meter(ranks.device), 0
+    meter = Meter(ranks.device)
     engine.train()
     for number in range(plan.done, plan.total):
         step, micro_batches = take(batches, ranks, meter)
@@ -124,20 +131,21 @@ def run(
             torch.manual_seed(keyed(plan.seed, number, index, ranks.rank))  # dropout, replayable
             batch = batch.to(ranks.device)
             loss = plan.objective(engine.score(batch), batch.teacher_GP, batch.present_GP, batch.weight_G)
-            # DeepSpeed averages over ranks: this makes the gradient the step's sum over its groups / their number.
+            # DeepSpeed averages over ranks: this makes the gradient the step's sum over its groups / their number, as
+            # planned: a group that cannot be read adds nothing, and the others weigh what they would have with it.
             engine.backward(loss * (ranks.world / step.groups))
             meter.count(micro_batches[index], loss)
         rate = learning_rate(number, plan.total, plan.lr, plan.warmup)
         outcome = engine.step(rate)
-        skipped.count += outcome.skipped
+        tally.skipped += outcome.skipped
         meter.skipped += outcome.skipped
         meter.groups, meter.steps, done = meter.groups + step.groups, meter.steps + 1, number + 1
         if plan.log_after(done):
             record = meter.record(ranks, outcome, rate, step.epoch + (step.last + 1) / step.groups_in_epoch)
             log(done, record)
             stop_if_lost(done, record["train/loss"], outcome)
-            bad += record["data/bad_groups"]
-            stop_if_many(bad, plan.bad_limit)
+            tally.bad += record["data/bad_groups"]
+            stop_if_many(tally.bad, plan.bad_limit)
             meter = Meter(ranks.device)
         scores, paused = None, time.perf_counter()
         if plan.evaluate_after(done):
@@ -182,4 +190,6 @@ def take(batches: Iterator[StepBatches], ranks: Ranks, meter: Meter) -> tuple[St
     taken = ranks.together(lambda: next(batches, None))
     assert taken is not None, "the stream is shorter than the plan"
     meter.waited += time.perf_counter() - started
+    for line in dict.fromkeys(line for batch in taken.micro_batches for line in batch.bad):
+        print(f"data.bad=ghost: {line}", file=sys.stderr, flush=True)
     return taken.step, taken.micro_batches

@@ -64,6 +64,9 @@ def train(config: TrainConfig, evaluator: Callable[..., Any], export: Callable[.
             if ranks.first:
                 print(f"{job.run_dir}: all {job.steps} steps were trained before ({begun.path.name})")
         else:
+            # The first rank of all, then of each node: what one writes is there for the others.
+            for turn in (ranks.first, ranks.first_of_node, True):
+                ranks.together(lambda turn=turn: count_lengths(job) if turn else None)  # type: ignore[misc]
             train_job(job, ranks, begun)
         exported = ranks.together(lambda: export(job.run_dir) if ranks.first else None)
         if exported is not None:
@@ -106,10 +109,19 @@ def check_settings(stored: dict[str, Any], wanted: dict[str, Any], path: Path) -
     """Raise UserError if a resumed training would see another model or other pairs than before."""
     keys = [("model", "name"), ("model", "revision")]
     keys += [("data", name) for name in ("group_size", "short_groups", "truncation", "max_length", "query_max_length")]
-    keys += [("data", "negatives"), ("loss", "labels"), ("loss", "distillation"), ("loss", "temperature")]
+    keys += [
+        ("data", "negatives"),
+        ("data", "shuffle_block"),
+        ("loss", "labels"),
+        ("loss", "distillation"),
+        ("loss", "temperature"),
+    ]
+    defaults = plain(TrainConfig())
     for section, name in keys:
-        if stored[section][name] != wanted[section][name]:
-            found = f"{wanted[section][name]}, but {path} was made with {stored[section][name]}"
+        # A key that the checkpoint's version did not know has the value that stands for what it did.
+        before = stored.get(section, {}).get(name, defaults[section][name])
+        if before != wanted[section][name]:
+            found = f"{wanted[section][name]}, but {path} was made with {before}"
             fix = "restore it or choose another run_dir"
             raise UserError(f"{section}.{name}", found, "the same value", fix)
 
@@ -148,9 +160,6 @@ def train_job(job: Job, ranks: Ranks, begun: Begun | None) -> None:
     if begun is not None:
         resume(begun, engine, ranks)
     saved = begun.state if begun else {}
-    # Rank 0 first: what it writes beside the shards is there for all, unless each node keeps its own.
-    ranks.together(lambda: count_lengths(job) if ranks.first else None)
-    ranks.together(lambda: count_lengths(job))
     cursor, done = (begun.cursor, begun.steps) if begun else (job.start, 0)
     selection = {"metric": config.train.metric, "dev": job.dev_sha256}
     best: dict[str, Any] = dict(saved.get("best") or {})
@@ -179,7 +188,8 @@ def train_job(job: Job, ranks: Ranks, begun: Begun | None) -> None:
             "cursor": cursor.after(planned).to_dict(),
             "epoch": planned.epoch + (planned.last + 1) / planned.groups_in_epoch,
             "groups_seen": planned.epoch * planned.groups_in_epoch + planned.last + 1,
-            "updates": step - skipped.count,
+            "updates": step - tally.skipped,
+            "bad_groups": tally.bad,
             "scaler": engine.scaler_state(),
             "best": best or None,
             "metrics": scores,
@@ -194,12 +204,11 @@ def train_job(job: Job, ranks: Ranks, begun: Begun | None) -> None:
         if ranks.first:
             checkpoint.prune(job.run_dir, step, config.train.keep_last, best.get("checkpoint"))
 
-    skipped = loop.Skipped(int(saved.get("step", 0)) - int(saved.get("updates", 0)))
-    plan = make_plan(job, cursor, done)
+    skipped = int(saved.get("step", 0)) - int(saved.get("updates", 0))
+    tally = loop.Tally(skipped, int(saved.get("bad_groups", 0)))
+    plan = make_plan(job, done)
     try:
-        loop.run(
-            engine, plan, batches(job, cursor, ranks), ranks, skipped=skipped, log=log, evaluate=evaluate, save=save
-        )
+        loop.run(engine, plan, batches(job, cursor, ranks), ranks, tally=tally, log=log, evaluate=evaluate, save=save)
     finally:
         progress.close()
         tracker.close()

@@ -129,7 +129,20 @@ MISTAKES: dict[str, str] = {
     "demo dev_queries=-1 output=new": "dev_queries: found -1, expected 1 or more; change the value",
     "demo output=a_file": "a_file: found a file, expected a directory or nothing; move it away or choose another output",
     "demo outputs=new": "outputs: found an unknown key, expected a key of demo; did you mean output?",
-    "trian": "command: found trian, expected one of pack, train, evaluate, export, score, demo; did you mean train?",
+    "trian": "command: found trian, expected one of pack, index, data inspect, data verify, train, evaluate, export, score, demo; did you mean train?",
+    "pack groups=good.jsonl output=new workers=0": "workers: found 0, expected 1 or more; change the value",
+    "pack groups=good.jsonl output=new tokenizer=nowhere/at/all": "tokenizer: found nowhere/at/all, which does not exist, expected a Hugging Face model directory or hub name; check the path",
+    "index output=new": "shards: found no value, expected tars of others: a directory, a pattern like dir/{000..127}.tar, an https://, s3:// or pipe: URL, or a list; say shards=...",
+    "index shards=nowhere output=new": "shards: found <root>/nowhere, no such file, expected a tar or a directory of tars; check the path",
+    "index shards=other output=new": "shards: found <root>/other with no .tar file, expected a directory of tars; check the path",
+    "index shards=shards output=shards": "output: found shards, which holds <root>/shards/shard-00000.tar, expected a directory apart from the tars; choose another one",
+    "data inspekt shards": "command: found data inspekt, expected one of data inspect, data verify; did you mean data inspect?",
+    "data inspect nowhere": "shards: found nowhere, no such directory, expected shards with a manifest.json; write them with reranker pack groups=FILE output=DIR, or index those of others with reranker index",
+    "data inspect shards worlds=[0]": "worlds: found [0], expected numbers of ranks; say worlds=[1,8]",
+    "data inspect shards tokens=100": "tokens: found 100, expected at least group_size x max_length = 1536, the longest group; raise it",
+    "data verify": "shards: found no value, expected directory or URL of shards; say shards=...",
+    "data verify nowhere": "shards: found nowhere, no such directory, expected shards with a manifest.json; write them with reranker pack groups=FILE output=DIR, or index those of others with reranker index",
+    "data verify shards workers=0": "workers: found 0, expected 1 or more; change the value",
 }
 
 TRAIN_MISTAKES: dict[str, str | tuple[str, str]] = {
@@ -170,6 +183,15 @@ TRAIN_MISTAKES: dict[str, str | tuple[str, str]] = {
     "deepspeed=zero4": "deepspeed: found 'zero4', expected one of zero0, zero1, zero2, zero3; did you mean zero3?",
     "precision=fp16": "precision: found fp16 on a CPU, expected fp32, bf16 or auto, as DeepSpeed has no fp16 there; say precision=fp32",
     "run_dir=a_file": "run_dir: found a_file, which is a file, expected a directory; choose another one",
+    "data.shards={}": "data.shards: found {}, expected a directory, a URL, or {name: DIR, other: {shards: DIR, weight: 0.5}}; say data.shards=DIR",
+    "data.shards={a:shards,b:{shards:shards,weight:0}}": "data.shards.b.weight: found 0, expected a number above 0; leave a source out to show none of it",
+    "data.shards={a:shards,b:{directory:shards}}": "data.shards.b: found {'directory': 'shards'}, expected a directory or {shards: DIR, weight: NUMBER}; say b: DIR",
+    "data.shards={a:shards,b:nowhere}": "data.shards.b: found nowhere, no such directory, expected shards with a manifest.json; write them with reranker pack groups=FILE output=DIR, or index those of others with reranker index",
+    "batch.policy=tokens batch.tokens=100": "batch.tokens: found 100, expected at least data.group_size x data.max_length = 144, the longest group; raise it or lower one of the two",
+    "batch.policy=token": "batch.policy: found 'token', expected fixed|tokens; did you mean tokens?",
+    "data.bad=skip": "data.bad: found 'skip', expected raise|ghost; say data.bad=raise, for example",
+    "loss.labels=0": "loss.labels: found 0, as loss.distillation, expected a weight above 0 for one of them; change one",
+    "loss.temperature=0": "loss.temperature: found 0.0, expected a number above 0; change the value",
     "data.shardz=shards": "data.shardz: found an unknown key, expected a key of train; did you mean data.shards?",
 }
 
@@ -233,6 +255,7 @@ def expected(line: str, root: Path) -> str:
     """A pattern: the line of the table with what only the files know put in; <reason> is another library's."""
     whole = load_manifest(root / "shards").shards
     known = {
+        "<root>": str(root),
         "<bytes>": str(whole[0].bytes),
         "<found>": sha256(root / "shards_flipped" / "shard-00002.tar")[:16],
         "<packed>": whole[2].sha256[:16],
@@ -360,3 +383,37 @@ def test_a_mistake_under_a_launcher_is_told_once_and_leaves_nothing_behind(broke
     assert str(Path(cli.__file__).parent) not in printed
     assert naming(unique) == []
     assert contents(broken) == before
+
+
+def test_bad_groups_become_ghosts_are_named_and_stop_the_training_above_their_limit(
+    inputs: Inputs, tmp_path: Path
+) -> None:
+    shards = tmp_path / "shards"
+    shutil.copytree(inputs.shards, shards)
+    name, offset = of_rank_1(shards, step=1)
+    content = (shards / name).read_bytes()
+    (shards / name).write_bytes(flip(content, offset + 5))
+    values = {"data.workers": 1, "batch.per_gpu": 8, "train.save_every": 1, "train.epochs": 2, "data.bad": "ghost",
+              "data.shards": shards, "data.retries": 0, "precision": "fp32"}  # fmt: skip
+    run_dir = tmp_path / "run"
+    first, second = train(2, inputs.overrides(run_dir, **values))
+    # Once in each epoch, by the rank that reads it; the others learn of the count.
+    named = [line for line in (first.err + second.err).splitlines() if line.startswith("data.bad=ghost: ")]
+    assert len(named) == 2
+    assert all(f"{shards}/{name}:" in line and "(CRC-32)" in line for line in named)
+    counts = [record["data/bad_groups"] for record in records(run_dir)]
+    assert sum(counts) == 2
+    losses = [record["train/loss"] for record in records(run_dir)]
+    assert all(0 < loss < 3 for loss in losses)
+
+    ranks = run(2, ["train", *inputs.overrides(tmp_path / "strict", **values | {"data.bad_limit": 1})])
+    assert [rank.code for rank in ranks] == [2, 2]
+    said = [line for line in ranks[0].err.splitlines() if "reranker: error" in line]
+    assert said == [
+        "reranker: error: data.bad_limit: found 2 groups that could not be read, expected at most 1; "
+        "see what is wrong with reranker data verify, or raise the limit"
+    ]
+    assert "reranker: error" not in ranks[1].err
+    # Stopped and started again, it has not forgotten: the second one is still one too many.
+    again = run(2, ["train", *inputs.overrides(tmp_path / "strict", **values | {"data.bad_limit": 1})])
+    assert [rank.code for rank in again] == [2, 2]

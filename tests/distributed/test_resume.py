@@ -245,6 +245,7 @@ def test_resume_of_another_training_is_refused(
     cursor = json.loads((checkpoint / "state.json").read_text("utf-8"))["cursor"]
     refused = {
         "train.seed": (7, f"7, but {checkpoint} was made with 42"),
+        "data.shuffle_block": (1, f"1, but {checkpoint} was made with 64"),
         "batch.groups": (16, f"16, but {checkpoint} was made with 24"),
         "data.shards": (
             other,

@@ -362,6 +362,6 @@ def test_the_program_the_module_and_the_launchers_name_are_the_same(tmp_path: Pa
 def test_an_unquoted_pattern_that_the_shell_took_apart_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["index", "shards=part-0.tar", "shards=part-1.tar", "output=new"]) == 2
     assert capsys.readouterr().err == (
-        "reranker: error: shards: found 'shards=part-0.tar and shards=part-1.tar', expected one value; "
-        "leave one out; quote a pattern with braces\n"
+        "reranker: error: shards: found shards=part-0.tar and 1 more, expected one value; "
+        "leave the others out; quote a pattern with braces\n"
     )

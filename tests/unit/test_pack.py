@@ -535,3 +535,35 @@ def test_a_manifest_is_read_as_it_was_written(packed: Path) -> None:
     assert isinstance(manifest, Manifest)
     assert json.loads(json.dumps(manifest.to_dict())) == json.loads((packed / "manifest.json").read_text("utf-8"))
     assert manifest.sizes == [10, 10, 5]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"groups": "20"}, "an incomplete manifest (groups '20')"),
+        ({"groups": 0}, "an incomplete manifest (shard 'shard-00000.tar' of 0 groups and"),
+        ({"name": "../shard-00000.tar"}, "an incomplete manifest (shard '../shard-00000.tar' of 10 groups and"),
+    ],
+)
+def test_a_manifest_that_no_command_of_ours_wrote_is_refused(
+    change: dict[str, object], told: str, shards: Path
+) -> None:
+    value = json.loads((shards / "manifest.json").read_text("utf-8"))
+    value["shards"][0].update(change)
+    (shards / "manifest.json").write_text(json.dumps(value), encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        load_manifest(shards)
+    assert str(caught.value).startswith(f"{shards}/manifest.json: found {told}")
+
+
+@pytest.mark.parametrize("url", ["pipe:touch {}", "{}", "file://{}"])
+def test_a_manifest_under_a_url_names_no_command_and_no_path_of_this_machine(
+    url: str, shards: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "target"
+    value = json.loads((shards / "manifest.json").read_text("utf-8"))
+    value["shards"][0]["url"] = url.format(target)
+    (shards / "manifest.json").write_text(json.dumps(value), encoding="utf-8")
+    with pytest.raises(UserError, match="under a URL, the shard"):
+        load_manifest(f"local://{shards}")
+    assert not target.exists()

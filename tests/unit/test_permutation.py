@@ -6,6 +6,7 @@ import math
 import tracemalloc
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -139,3 +140,49 @@ def test_a_permutation_needs_no_memory() -> None:
         tracemalloc.stop()
     assert len(found) == 4
     assert peak < 100_000
+
+
+# --- at the sizes of real data ------------------------------------------------------------------------------------
+
+SIZES = [1 << 20, 1_000_000]
+
+
+@pytest.fixture(scope="module", params=SIZES, ids=["2^20", "10^6"])
+def whole(request: pytest.FixtureRequest) -> np.ndarray:
+    return Permutation(request.param, 42, 3).all()
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 100, 1 << 10, 5_000])
+def test_all_elements_at_once_are_the_elements_one_by_one(n: int) -> None:
+    assert Permutation(n, 42, 7).all().tolist() == elements(n, 42, 7)
+
+
+def test_a_million_elements_are_permuted_whole(whole: np.ndarray) -> None:
+    assert np.array_equal(np.sort(whole), np.arange(len(whole)))
+
+
+def test_no_bit_of_a_million_neighbours_is_related(whole: np.ndarray) -> None:
+    for bit in range(19):
+        bits = whole >> bit & 1
+        share = float(bits.mean())
+        expected = 2 * share * (1 - share) * (len(whole) - 1)
+        differing = int((bits[1:] != bits[:-1]).sum())
+        assert abs(differing - expected) < 6 * math.sqrt(len(whole)) / 2, bit
+
+
+@pytest.mark.parametrize("low", [False, True], ids=["high bits", "low bits"])
+def test_a_million_positions_get_every_part_of_the_elements(low: bool, whole: np.ndarray) -> None:
+    n, buckets = len(whole), 256
+    positions = np.arange(n)
+    parts = (positions % buckets, whole % buckets) if low else (positions * buckets // n, whole * buckets // n)
+    counts = np.bincount(parts[0] * buckets + parts[1], minlength=buckets**2)
+    chi_square = float(((counts - n / buckets**2) ** 2 / (n / buckets**2)).sum())
+    freedom = (buckets - 1) ** 2
+    assert abs(chi_square - freedom) < 6 * math.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize("distance", [1, 2, 512, 1024, 1 << 19])
+def test_no_distance_between_a_million_positions_is_kept(distance: int, whole: np.ndarray) -> None:
+    found = np.bincount((np.roll(whole, -distance) - whole) % len(whole))
+    # Each difference about once (Poisson): thirteen or more of one have a chance of 1 in 15,000.
+    assert found.max() < 13

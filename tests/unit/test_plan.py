@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reranker.data.order import Order
 from reranker.data.plan import (
     Cursor,
     Step,
@@ -263,3 +265,23 @@ def test_tokens_most_of_the_lockstep_time_is_useful(seed: int) -> None:
     assert useful_share(planned[True], pairs, True) > 0.95
     # Padding inside the groups stays; sorting and balance save most of what `fixed` wastes beside it.
     assert useful_share(planned[False], pairs, False) > 1.7 * useful_share(fixed, pairs, False)
+
+
+def test_tokens_a_step_of_a_hundred_million_groups_in_ten_thousand_shards_takes_no_array_of_their_size() -> None:
+    order = Order([10_000] * 10_000, 42, 0, 64)
+    total = order.groups
+
+    def lengths(position: int) -> list[int]:
+        shard, index = order.locate(position)
+        return [(shard * 31 + index * 17 + pair) % 500 + 12 for pair in range(3)]
+
+    tracemalloc.start()
+    try:
+        steps = [plan_tokens(0, number, total, 256, 8192, 8, lengths, True) for number in (0, 200_000, 390_624)]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert total == 10**8
+    assert [step.groups for step in steps] == [256, 256, 256]
+    assert steps[-1].positions == list(range(10**8 - 256, 10**8))
+    assert peak < 2_000_000

@@ -6,7 +6,10 @@ import dataclasses
 import json
 import multiprocessing
 import re
+import resource
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -236,15 +239,59 @@ def test_a_damaged_group_becomes_a_ghost_where_that_is_asked_for(
     assert all(fields(a) == fields(b) for a, b in zip(kept, whole, strict=True) if not a.bad)
 
 
+@pytest.mark.parametrize("warmup", [0.0, 1.0], ids=["own negatives", "random negatives"])
 def test_a_missing_shard_makes_ghosts_of_its_groups_where_that_is_asked_for(
-    tokenizer: Any, shards: Path, tmp_path: Path
+    warmup: float, tokenizer: Any, shards: Path, tmp_path: Path
 ) -> None:
     directory = Path(shutil.copytree(shards, tmp_path / "shards"))
     (directory / "shard-00001.tar").unlink()
-    kept = list(batches(tokenizer, directory, ghosts=True, random=0.0, warmup=0.0))
-    assert sum(len(batch.bad) for batch in kept) == 6 * EPOCHS
+    kept = list(batches(tokenizer, directory, ghosts=True, random=0.0, warmup=warmup))
+    lost = [line for batch in kept for line in batch.bad]
+    assert sum(len(batch.positions) + len(batch.bad) for batch in kept) == COUNT * EPOCHS
+    # Its own groups, and those that show a passage of it.
+    assert len(lost) == 6 * EPOCHS if not warmup else len(lost) > 6 * EPOCHS
+    assert all("shard-00001.tar: found a file that cannot be opened" in line for line in lost)
     with pytest.raises(UserError, match=r"shard-00001\.tar: found a file that cannot be opened"):
-        list(batches(tokenizer, directory, random=0.0, warmup=0.0))
+        list(batches(tokenizer, directory, random=0.0, warmup=warmup))
+
+
+def test_a_missing_shard_does_not_keep_a_plan_by_tokens_from_being_made(
+    tokenizer: Any, shards: Path, tmp_path: Path
+) -> None:
+    complete = Path(shutil.copytree(shards, tmp_path / "complete"))
+    whole = data_set(complete, tokenizer)
+    whole.sources[0].lengths = find_or_write_lengths(whole.sources[0].reader, whole.tokenizer, tmp_path, 1)
+    directory = Path(shutil.copytree(complete, tmp_path / "shards"))
+    (directory / "shard-00001.tar").unlink()
+    data = data_set(directory, tokenizer)
+    data.sources[0].lengths = find_or_write_lengths(data.sources[0].reader, data.tokenizer, tmp_path, 1)
+    step = plan_fixed(0, 0, COUNT, COUNT, COUNT, 1)
+    for position in range(COUNT):
+        assert data.pair_lengths(data.locate(0, position), step) == whole.pair_lengths(whole.locate(0, position), step)
+
+
+def stream_with_few_descriptors(argv: list[str]) -> None:
+    """In a process of its own: 64 micro-batches a step by two workers, where 100 files may be open."""
+    from transformers import AutoTokenizer
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+    data = data_set(Path(argv[0]), AutoTokenizer.from_pretrained(argv[1]))
+    source = PlanSource(
+        lambda: ((epoch, 0) for epoch in range(8)), lambda epoch, step: plan_fixed(epoch, step, COUNT, 64, 1, 1), 0
+    )
+    taken = list(stream(data, source, workers=2, prefetch=4, pin_memory=False))
+    assert [len(step.micro_batches) for step in taken] == [COUNT] * 8
+    print("done")
+
+
+def test_a_step_of_many_micro_batches_needs_few_descriptors(shards: Path, tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "model")
+    code = "import sys; from tests.unit.test_stream import stream_with_few_descriptors as f; f(sys.argv[1:])"
+    ran = subprocess.run(
+        [sys.executable, "-c", code, str(shards), str(model)], capture_output=True, text=True, check=False,
+        cwd=Path(__file__).resolve().parents[2],
+    )  # fmt: skip
+    assert ran.stdout == "done\n", ran.stderr
 
 
 def test_a_neighbour_that_cannot_be_read_makes_a_ghost_of_the_group_that_shows_it(
@@ -262,7 +309,7 @@ def test_a_neighbour_that_cannot_be_read_makes_a_ghost_of_the_group_that_shows_i
 def test_the_lengths_that_a_plan_counts_are_those_of_the_pairs_that_are_shown(
     workers: int, packed: bool, tokenizer: Any, shards: Path, tmp_path: Path
 ) -> None:
-    data = data_set(shards, tokenizer)
+    data = data_set(Path(shutil.copytree(shards, tmp_path / "shards")), tokenizer)
     source = data.sources[0]
     source.lengths = find_or_write_lengths(source.reader, data.tokenizer, tmp_path)
     counted: dict[tuple[int, int], list[int]] = {}
