@@ -92,7 +92,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a member's checksum is not compared", "data/reader.py",
-        "if len(content) != size or zlib.crc32(content) != int(opened.index.crc32[index]):", "if len(content) != size:",
+        "if len(content) != size or zlib.crc32(content) != int(columns.crc32[index]):", "if len(content) != size:",
         "tests/unit/test_stream.py::test_a_damaged_member_is_a_users_error_that_names_it",
     ),
     Mutation(
@@ -123,8 +123,8 @@ MUTATIONS = [
         "tests/unit/test_mixture.py::test_all_groups_of_a_source_are_shown_before_one_is_shown_again",
     ),
     Mutation(
-        "the cursor goes on a step too late", "data/plan.py",
-        "position = step.step * self.groups + step.groups", "position = step.step * self.groups + self.groups",
+        "the cursor stays behind the step that was done", "data/plan.py",
+        "position = step.step * self.groups + step.groups", "position = step.step * self.groups",
         "tests/unit/test_plan.py::test_a_cursor_continues_exactly_at_any_step_under_any_world_size",
     ),
 ]  # fmt: skip

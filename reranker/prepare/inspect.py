@@ -63,39 +63,36 @@ def inspect_command(config: DataInspectConfig) -> int:
 
 
 def _print_counts(config: DataInspectConfig, manifest: Manifest, reader: ShardReader) -> None:
-    positives, negatives, size = [], [], sum(shard.bytes for shard in manifest.shards)
+    positives, negatives, size = Counted(), Counted(), sum(shard.bytes for shard in manifest.shards)
     for shard in progress_bar(range(len(manifest.shards)), desc="indexes", unit=" shards"):
         index = reader.index(shard)
-        passages = np.diff(index.first.astype(np.int64)) - 1
-        positives.append(index.positives.astype(np.int64))
-        negatives.append(passages - positives[-1])
+        own = index.positives.astype(np.int64)
+        positives.add(own)
+        negatives.add(np.diff(index.first.astype(np.int64)) - 1 - own)
     groups = [shard.groups for shard in manifest.shards]
     print(f"{config.shards}: {manifest.groups:,} groups in {len(groups):,} shards of {min(groups):,} to "
           f"{max(groups):,} groups, {size / 1e6:,.1f} MB, fingerprint {manifest.fingerprint}")  # fmt: skip
     print(f"  from {manifest.source.get('name', 'unknown')}: {manifest.command}\n")
-    all_negatives = np.concatenate(negatives)
-    rows: list[tuple[str, np.ndarray]] = [("positives", np.concatenate(positives)), ("negatives", all_negatives)]
-    _print_shares("passages of a group", rows)
-    short = int((all_negatives < config.group_size - 1).sum())
+    _print_shares("passages of a group", [("positives", positives), ("negatives", negatives)])
+    short = negatives.below(config.group_size - 1)
     print(f"  {short:,} groups have fewer than the {config.group_size - 1} negatives of group_size={config.group_size}")
 
 
 def _print_tokens(data: DataSet, max_length: int) -> None:
     (source,) = data.sources
     assert source.lengths is not None
-    queries, passages, cut, pairs = [], [], 0, 0
+    queries, passages, whole = Counted(), Counted(), Counted()
     for shard in progress_bar(range(len(source.manifest.shards)), desc="lengths", unit=" shards"):
         index, tokens = source.reader.index(shard), source.lengths.tokens(shard).astype(np.int64)
         first = index.first.astype(np.int64)
         is_query = np.zeros(len(tokens), dtype=bool)
         is_query[first[:-1]] = True
-        queries.append(tokens[is_query])
-        passages.append(tokens[~is_query])
-        whole = np.repeat(queries[-1], np.diff(first) - 1) + passages[-1] + data.tokenizer.special
-        cut, pairs = cut + int((whole > max_length).sum()), pairs + len(whole)
+        queries.add(tokens[is_query])
+        passages.add(tokens[~is_query])
+        whole.add(np.repeat(tokens[is_query], np.diff(first) - 1) + tokens[~is_query] + data.tokenizer.special)
     print()
-    _print_shares("tokens of a text", [("query", np.concatenate(queries)), ("passage", np.concatenate(passages))])
-    print(f"  {cut / pairs:.1%} of the pairs are cut at max_length={max_length}")
+    _print_shares("tokens of a text", [("query", queries), ("passage", passages)])
+    print(f"  {1 - whole.below(max_length + 1) / whole.total:.1%} of the pairs are cut at max_length={max_length}")
 
 
 def _print_plans(data: DataSet, config: DataInspectConfig) -> None:
@@ -145,12 +142,40 @@ def _cost(steps: Sequence[Step], pairs: dict[int, list[int]], packed: bool) -> t
     return len(rows) / len(steps), float(np.mean([cost for row in costs for cost in row])), useful / spent
 
 
-def _print_shares(title: str, rows: Iterable[tuple[str, np.ndarray]]) -> None:
+class Counted:
+    """How often each small number was seen: exact percentiles of any amount of data, in memory of the largest number."""
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(1, dtype=np.int64)
+
+    def add(self, values: np.ndarray) -> None:
+        new = np.bincount(values, minlength=len(self.counts))
+        new[: len(self.counts)] += self.counts
+        self.counts = new
+
+    @property
+    def total(self) -> int:
+        return int(self.counts.sum())
+
+    @property
+    def mean(self) -> float:
+        return float((self.counts * np.arange(len(self.counts))).sum() / self.total)
+
+    def below(self, limit: int) -> int:
+        """How many were below `limit`."""
+        return int(self.counts[:limit].sum())
+
+    def share(self, percent: float) -> int:
+        """The smallest number that this share of all does not exceed; of 0%, the smallest of all."""
+        return int(np.searchsorted(np.cumsum(self.counts), max(1, self.total * percent / 100)))
+
+
+def _print_shares(title: str, rows: Iterable[tuple[str, Counted]]) -> None:
     head = "".join(f"{name:>9}" for name in ("least", "10%", "median", "90%", "99%", "most", "mean"))
     print(f"{title:22}{head}")
-    for name, values in rows:
-        shares = "".join(f"{value:>9,.0f}" for value in np.percentile(values, _SHARES))
-        print(f"  {name:20}{shares}{values.mean():>9,.1f}")
+    for name, counted in rows:
+        shares = "".join(f"{counted.share(percent):>9,}" for percent in _SHARES)
+        print(f"  {name:20}{shares}{counted.mean:>9,.1f}")
 
 
 def _print_samples(reader: ShardReader, manifest: Manifest, count: int) -> None:
