@@ -199,13 +199,6 @@ def step_numbers(cursor: Cursor, total: int, epochs: int, max_steps: int | None 
     return (divmod(number, each) for number in range(steps_taken(cursor, total), last))
 
 
-def planned_steps(
-    cursor: Cursor, total: int, plan: Callable[[int, int], Step], epochs: int, max_steps: int | None = None
-) -> Iterator[Step]:
-    """The steps from `cursor` to the end of training, each made by `plan(epoch, step)`."""
-    return (plan(epoch, step) for epoch, step in step_numbers(cursor, total, epochs, max_steps))
-
-
 def steps_taken(cursor: Cursor, total: int) -> int:
     """Optimizer steps behind the cursor."""
     return cursor.epoch * steps_per_epoch(total, cursor.groups) + steps_per_epoch(cursor.position, cursor.groups)

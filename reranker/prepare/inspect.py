@@ -143,7 +143,7 @@ def _cost(steps: Sequence[Step], pairs: dict[int, list[int]], packed: bool) -> t
 
 
 class Counted:
-    """How often each small number was seen: exact percentiles of any amount of data, in memory of the largest number."""
+    """How often each number was seen: exact percentiles of any amount of data, in memory of the largest number."""
 
     def __init__(self) -> None:
         self.counts = np.zeros(1, dtype=np.int64)

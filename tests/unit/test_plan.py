@@ -18,8 +18,8 @@ from reranker.data.plan import (
     check_cursor,
     plan_fixed,
     plan_tokens,
-    planned_steps,
     slot_cost,
+    step_numbers,
     steps_per_epoch,
     steps_taken,
 )
@@ -38,10 +38,8 @@ def fixed_steps(
 ) -> Iterator[Step]:
     """The steps of policy `fixed` from a cursor on."""
 
-    def plan(epoch: int, step: int) -> Step:
-        return plan_fixed(epoch, step, total, cursor.groups, per_gpu, world)
-
-    return planned_steps(cursor, total, plan, epochs, max_steps)
+    for epoch, step in step_numbers(cursor, total, epochs, max_steps):
+        yield plan_fixed(epoch, step, total, cursor.groups, per_gpu, world)
 
 
 @st.composite

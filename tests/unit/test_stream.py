@@ -22,7 +22,7 @@ from reranker.data.collate import MicroBatch, collate, ghost
 from reranker.data.dataset import DataSet, Source
 from reranker.data.lengths import find_or_write_lengths
 from reranker.data.manifest import load_manifest
-from reranker.data.plan import Cursor, Step, plan_fixed, plan_tokens, planned_steps, step_numbers
+from reranker.data.plan import Cursor, Step, plan_fixed, plan_tokens, step_numbers
 from reranker.data.reader import ShardReader
 from reranker.data.stream import PlanSource, StepBatches, stream
 from reranker.data.tokenize import Contract, Pair, PairTokenizer
@@ -97,10 +97,8 @@ def batches(
 
 
 def plan(world: int = 1, per_gpu: int = 1, cursor: Cursor = START) -> Iterator[Step]:
-    def one(epoch: int, step: int) -> Step:
-        return plan_fixed(epoch, step, COUNT, cursor.groups, per_gpu, world)
-
-    return planned_steps(cursor, COUNT, one, EPOCHS)
+    for epoch, step in step_numbers(cursor, COUNT, EPOCHS):
+        yield plan_fixed(epoch, step, COUNT, cursor.groups, per_gpu, world)
 
 
 def fields(batch: MicroBatch) -> dict[str, Any]:
