@@ -7,7 +7,10 @@ one worker process, each measurement in a process of its own, the contestants ta
 
     groups_per_second   through a loader with one worker, tokenizing included, once it runs
     first_batch         seconds from the request for the loader to its first micro-batch
-    resume              the same, 90% of an epoch behind it; what each offers for that is in `_RESUME`
+    first_step          the same to the 32 groups of the first optimizer step, which a training waits for (we hand out
+                        whole steps, so that all ranks agree on one before its first forward: both are one for us)
+    resume_batch        first_batch and
+    resume_step         first_step, 90% of an epoch behind them; what each offers for that is in `_RESUME`
     memory              MB that the worker and its parent have for themselves (USS), the interpreter included
 
 `peers` is the Python of an environment with mosaicml-streaming (0.13 wants an older transformers than this project)
@@ -131,10 +134,12 @@ def measure(settings: dict[str, str]) -> dict[str, float]:
     start = loader(work, skipped)
     begun = time.perf_counter()
     batches = start()
-    next(batches)
+    groups = next(batches)
     first = time.perf_counter() - begun
+    while groups < 32:
+        groups += next(batches)
     if mode != "speed":
-        return {"first_batch" if mode == "first" else "resume": first}
+        return {f"{mode}_batch": first, f"{mode}_step": time.perf_counter() - begun}
     for _ in range(WARM):
         next(batches)
     begun = time.perf_counter()
@@ -314,7 +319,7 @@ def report(
         "groups": int((work / "done").read_text("utf-8")),
         "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.platform(terse=True)},
         "versions": {"python": platform.python_version(), **versions},
-        "units": {"groups_per_second": "groups/s, one worker", "first_batch": "s", "resume": "s", "memory": "MB"},
+        "units": {"groups_per_second": "groups/s, one worker", "memory": "MB", "others": "s"},
         "resume_by": _RESUME,
         "median": {name: {key: round(value, 4) for key, value in rows.items()} for name, rows in medians.items()},
         "ratio_to_ours": ratios,

@@ -45,7 +45,7 @@ def fixed_steps(
 @st.composite
 def batches(draw: st.DrawFn) -> tuple[int, int, int]:
     """(groups of a step, groups of a micro-batch, ranks) that divide."""
-    per_gpu, world, micro_batches = draw(st.integers(1, 4)), draw(st.integers(1, 8)), draw(st.integers(1, 4))
+    per_gpu, world, micro_batches = draw(st.integers(1, 4)), draw(st.integers(1, 16)), draw(st.integers(1, 4))
     return per_gpu * world * micro_batches, per_gpu, world
 
 
