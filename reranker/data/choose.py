@@ -88,7 +88,7 @@ def choose(
     Raises: UserError with short_groups="error" where negatives are missing.
     """
     count = len(group.pos)
-    positive = Permutation(count, seed, _POSITIVE, number)(pass_ % count)
+    positive = Permutation(count, seed, _POSITIVE, number)(pass_ % count) if count > 1 else 0
     places = choice.group_size - 1
     wanted = choice.random_count(progress) if neighbours.count > 1 else 0
     drawn = _random_negatives(group, number, wanted, seed, pass_, neighbours)

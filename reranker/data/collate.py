@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from reranker.data.tokenize import Pair
@@ -72,15 +73,16 @@ def _from_arrays(arrays: dict[str, Any], positions: tuple[int, ...], tokens: int
 
 def pad_pairs(pairs: Sequence[Pair], pad_id: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """ids_NL, types_NL, mask_NL of pairs, each filled up on the right to the longest."""
-    longest = max(len(pair.ids) for pair in pairs)
-    ids_NL = torch.full((len(pairs), longest), pad_id, dtype=torch.long)
-    types_NL = torch.zeros((len(pairs), longest), dtype=torch.long)
-    mask_NL = torch.zeros((len(pairs), longest), dtype=torch.long)
+    lengths = np.array([len(pair.ids) for pair in pairs])
+    longest = int(lengths.max())
+    # Filled as arrays: a tensor for each row takes longer than its tokens took to be found.
+    ids_NL = np.full((len(pairs), longest), pad_id, dtype=np.int64)
+    types_NL = np.zeros((len(pairs), longest), dtype=np.int64)
+    mask_NL = (np.arange(longest) < lengths[:, None]).astype(np.int64)
     for row, pair in enumerate(pairs):
-        ids_NL[row, : len(pair.ids)] = torch.tensor(pair.ids, dtype=torch.long)
-        types_NL[row, : len(pair.types)] = torch.tensor(pair.types, dtype=torch.long)
-        mask_NL[row, : len(pair.ids)] = 1
-    return ids_NL, types_NL, mask_NL
+        ids_NL[row, : len(pair.ids)] = pair.ids
+        types_NL[row, : len(pair.types)] = pair.types
+    return torch.from_numpy(ids_NL), torch.from_numpy(types_NL), torch.from_numpy(mask_NL)
 
 
 def collate(

@@ -20,10 +20,12 @@ _SHARDS, _GROUPS = 1, 2
 
 @dataclass(frozen=True)
 class Block:
-    """Shards that are shuffled together, in ascending order, and where their groups end when counted through."""
+    """Shards that are shuffled together: in ascending order, where their groups end when counted through, and the
+    permutation of these."""
 
     shards: np.ndarray
     ends: np.ndarray
+    permutation: Permutation
 
     @property
     def groups(self) -> int:
@@ -66,10 +68,8 @@ class Order:
         """(shard, index in the shard) of the group at `position`, 0 <= position < groups."""
         block = self.block_of(position)
         first = block * self._block
-        last = min(first + self._block, len(self._shards)) - 1
         start = int(self._ends[first - 1]) if first else 0
-        size = int(self._ends[last]) - start
-        inside = Permutation(size, self._seed, self._number, _GROUPS, block)(position - start)
+        inside = self.block(block).permutation(position - start)
         place = int(np.searchsorted(self._ends, start + inside, side="right"))
         before = int(self._ends[place - 1]) if place else 0
         return int(self._shards[place]), start + inside - before
@@ -80,7 +80,9 @@ class Order:
             shards = np.sort(self._shards[number * self._block : (number + 1) * self._block])
             # Positions are visited in order: only the block under way and those beside it are of use.
             self._blocks = {key: value for key, value in self._blocks.items() if abs(key - number) <= 2}
-            self._blocks[number] = Block(shards, np.cumsum(self._sizes[shards]))
+            ends = np.cumsum(self._sizes[shards])
+            permutation = Permutation(int(ends[-1]), self._seed, self._number, _GROUPS, number)
+            self._blocks[number] = Block(shards, ends, permutation)
         return self._blocks[number]
 
     @property

@@ -38,6 +38,9 @@ def keyed(*parts: int) -> int:
     return value
 
 
+_MIXED_ROUNDS = tuple(mix(round_) for round_ in range(_ROUNDS))
+
+
 class Permutation:
     """A bijection of range(n), chosen by `key` (any integers). `permutation(i)` is the i-th element."""
 
@@ -45,7 +48,9 @@ class Permutation:
         assert n > 0, "a permutation of nothing"
         self.n = n
         self._half = max(1, ((n - 1).bit_length() + 1) // 2)
-        self._keys = [keyed(*key, round_) for round_ in range(_ROUNDS)]
+        # keyed(*key, round) of each round: what is common to all is computed once.
+        common = keyed(*key)
+        self._keys = [mix(common ^ round_) for round_ in _MIXED_ROUNDS]
 
     def __call__(self, position: int) -> int:
         assert 0 <= position < self.n, f"position {position} of {self.n}"

@@ -79,8 +79,14 @@ class ShardReader:
 
     def read(self, shard: int, index: int) -> bytes:
         """The content of one member. Raises BadMember; UserError for an index that is not whole."""
+        try:
+            return self._read(shard, index)
+        except _Again:
+            if not self._retries:
+                raise
+        self._forget(shard)
         attempts = Retrying(
-            stop=stop_after_attempt(self._retries + 1),
+            stop=stop_after_attempt(self._retries),
             wait=wait_exponential(multiplier=0.05, max=5),
             retry=retry_if_exception_type(_Again),
             before_sleep=lambda _: self._forget(shard),

@@ -102,7 +102,7 @@ class PairTokenizer:
 
     def encode(self, query: str, passages: Sequence[str]) -> list[Pair]:
         """One `Pair` for each passage."""
-        first, *others = self._text.encode_batch([query, *passages], add_special_tokens=False)
+        first, *others = self._text.encode_batch_fast([query, *passages], add_special_tokens=False)
         if self._query_limit is not None:
             first.truncate(self._query_limit)
         encodings = [self._pair.post_process(first, other, add_special_tokens=True) for other in others]
