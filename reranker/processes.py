@@ -82,12 +82,23 @@ def _results(executor: ProcessPoolExecutor, calls: Iterator[Any], most: int) -> 
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Processes started in the block never see Ctrl-C, which a terminal sends to all: this one ends them."""
+    """Processes started in the block never see Ctrl-C, which a terminal sends to all: this one ends them.
+
+    It comes here after the block. The mask that they inherit does not keep it from this process: another thread, a
+    progress bar's, may take it, and a process half started would be left to itself.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    held: list[tuple[Any, ...]] = []
+    handler = signal.signal(signal.SIGINT, lambda *arguments: held.append(arguments)) if main else None
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if main:
+            signal.signal(signal.SIGINT, handler)
+            if held and callable(handler):
+                handler(*held[0])
 
 
 def _start(function: Callable[[Any], Any]) -> None:
