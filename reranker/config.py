@@ -1,23 +1,17 @@
-"""The settings of every command, their meaning, and the checks that need no file and no device.
+"""The settings of every command and their meaning; what contradicts itself in them is found by `checks.py`.
 
 In: a composed Hydra config. Out: one typed dataclass for each command. The line under a field is its
-documentation: `reranker <command> --help` prints it. Raises `UserError` for values that contradict
-each other. Nothing here imports torch, so that help and `--cfg job` are immediate.
+documentation: `reranker <command> --help` prints it. Nothing here imports torch, so that help and
+`--cfg job` are immediate.
 """
 
 from __future__ import annotations
 
-import math
-import os
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
-from pathlib import Path
 from typing import Any, Optional
 
 from omegaconf import MISSING
-
-from reranker.errors import UserError
 
 # omegaconf reads Optional[...] on every Python that we support; the X | None form it does not.
 # ruff: noqa: UP045
@@ -430,140 +424,3 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "score": (ScoreConfig, "score passages for queries"),
     "demo": (DemoConfig, "prepare the demo's documents, training groups and base model"),
 }
-
-
-def accumulation(groups: int, per_gpu: int, world: int) -> int:
-    """Micro-batches of each rank in one optimizer step. Raises UserError where the batch does not divide."""
-    if groups % (per_gpu * world):
-        fits = [size for size in range(1, groups + 1) if groups % (size * world) == 0]
-        fix = f"set batch.per_gpu to one of {fits}" if fits else f"set batch.groups to a multiple of {per_gpu * world}"
-        raise UserError(
-            "batch",
-            f"groups={groups}, per_gpu={per_gpu}, ranks={world}",
-            f"{groups} to be a multiple of {per_gpu} x {world}",
-            fix,
-        )
-    return groups // (per_gpu * world)
-
-
-def cache_directory(cache: CacheConfig) -> Path:
-    """Where copies of remote shards are kept."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(cache.directory or os.path.join(home, "ko-reranker"))
-
-
-def check_at_least(values: Iterable[tuple[str, float, float]]) -> None:
-    """Raise UserError for the first (key, value, least) whose value is below."""
-    for key, value, least in values:
-        if not least <= value < math.inf:  # a NaN is refused as well
-            raise UserError(key, str(value), f"{least:g} or more", "change the value")
-
-
-def check_train(config: TrainConfig) -> None:
-    """Refuse values that contradict each other or cannot be. Raises UserError."""
-    data, batch, train, optim = config.data, config.batch, config.train, config.optim
-    at_least: list[tuple[str, float, float]] = [
-        ("data.group_size", data.group_size, 2),
-        ("data.max_length", data.max_length, 8),
-        ("data.workers", data.workers, 0),
-        ("data.prefetch", data.prefetch, 1),
-        ("data.shuffle_block", data.shuffle_block, 1),
-        ("batch.groups", batch.groups, 1),
-        ("batch.per_gpu", batch.per_gpu, 1),
-        ("batch.tokens", batch.tokens, 1),
-        ("data.bad_limit", data.bad_limit, 0),
-        ("data.retries", data.retries, 0),
-        ("data.cache.gib", data.cache.gib, 0),
-        ("train.epochs", train.epochs, 1),
-        ("train.keep_last", train.keep_last, 1),
-        ("train.log_every", train.log_every, 1),
-        ("loss.labels", config.loss.labels, 0),
-        ("loss.distillation", config.loss.distillation, 0),
-        ("optim.lr", optim.lr, 0),
-        ("optim.weight_decay", optim.weight_decay, 0),
-        ("optim.max_grad_norm", optim.max_grad_norm, 0),
-        ("optim.eps", optim.eps, 0),
-        ("train.timeout", train.timeout, 1),
-        ("precision.initial_scale_power", config.precision.initial_scale_power, 0),
-        ("precision.loss_scale_window", config.precision.loss_scale_window, 1),
-        ("precision.hysteresis", config.precision.hysteresis, 1),
-        ("precision.min_loss_scale", config.precision.min_loss_scale, 0),
-    ]
-    optional = {
-        "data.query_max_length": data.query_max_length,
-        "data.negatives.hardest": data.negatives.hardest,
-        "train.max_steps": train.max_steps,
-        "train.eval_every": train.eval_every,
-        "train.save_every": train.save_every,
-        "deepspeed.reduce_bucket_size": config.deepspeed.reduce_bucket_size,
-    }
-    at_least += [(key, value, 1) for key, value in optional.items() if value is not None]
-    check_at_least(at_least)
-    if data.shuffle_block > MOST_OPEN:
-        raise UserError("data.shuffle_block", str(data.shuffle_block), f"at most {MOST_OPEN}, as many as are held open",
-                        "lower it or pack larger shards")  # fmt: skip
-    shares = {
-        "data.negatives.warmup": data.negatives.warmup,
-        "data.negatives.random": data.negatives.random,
-        "optim.warmup": optim.warmup,
-        "model.dropout": config.model.dropout or 0.0,
-    }
-    for key, value in shares.items():
-        if not 0 <= value <= 1:
-            raise UserError(key, str(value), "a share between 0 and 1", "change the value")
-    if len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in optim.betas):
-        shown = "[" + ",".join(f"{beta:g}" for beta in optim.betas) + "]"
-        raise UserError("optim.betas", shown, "two numbers of at least 0 and below 1", "say optim.betas=[0.9,0.999]")
-    if config.deepspeed.stage not in (0, 1, 2, 3):
-        raise UserError(
-            "deepspeed.stage", str(config.deepspeed.stage), "0, 1, 2 or 3", "say deepspeed=zero2, for example"
-        )
-    if data.query_max_length is not None and data.query_max_length > data.max_length - 5:
-        raise UserError(
-            "data.query_max_length",
-            str(data.query_max_length),
-            f"at most data.max_length - 5 = {data.max_length - 5}, to leave room for the passage",
-            "lower it or raise data.max_length",
-        )
-    places = data.group_size - 1
-    if not config.loss.labels and (data.negatives.warmup or round(data.negatives.random * places) == places):
-        raise UserError("loss.labels", "0 where all negatives are random", "a weight above 0: no teacher scored them",
-                        "say data.negatives.warmup=0 and a smaller data.negatives.random")  # fmt: skip
-    if not config.loss.labels and not config.loss.distillation:
-        raise UserError("loss.labels", "0, as loss.distillation", "a weight above 0 for one of them", "change one")
-    if not 0 < config.loss.temperature < math.inf:
-        raise UserError("loss.temperature", str(config.loss.temperature), "a number above 0", "change the value")
-    most = data.group_size * data.max_length
-    if batch.policy is BatchPolicy.tokens and batch.tokens < most:
-        raise UserError(
-            "batch.tokens",
-            str(batch.tokens),
-            f"at least data.group_size x data.max_length = {most}, the longest group",
-            "raise it or lower one of the two",
-        )
-    if train.metric not in ("mrr", "ndcg@10"):
-        raise UserError("train.metric", train.metric, "mrr or ndcg@10", "change the value")
-
-
-def resolve_precision(
-    requested: Precision, device: str, stage: int, fp16_on_cpu: bool
-) -> tuple[Precision, int, list[str]]:
-    """(precision, ZeRO stage, what to tell the user) of a training.
-
-    A CPU has no fp16 in DeepSpeed; at stage 0 its 16-bit paths train wrongly (an AdamW step with zero
-    gradients at start, a loss that is never scaled), so 16 bit at stage 0 becomes stage 1, whose
-    arithmetic is the same. Raises UserError for fp16 asked for on a CPU.
-    """
-    told = []
-    precision = requested
-    if requested is Precision.auto:
-        precision = Precision.fp16 if device == "cuda" else Precision.fp32
-        if device == "cpu":
-            told.append("precision=auto: no GPU found, training in fp32")
-    if precision is Precision.fp16 and device == "cpu" and not fp16_on_cpu:
-        raise UserError("precision", "fp16 on a CPU", "fp32, bf16 or auto, as DeepSpeed has no fp16 there",
-                        "say precision=fp32")  # fmt: skip
-    if precision in (Precision.fp16, Precision.bf16) and stage == 0:
-        told.append(f"deepspeed=zero0 trains wrongly in {precision.value}: ZeRO stage 1 is used instead")
-        stage = 1
-    return precision, stage, told

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from reranker.config import accumulation
+from reranker.checks import accumulation
 from reranker.errors import UserError
 
 SCHEMA = 1

@@ -58,7 +58,7 @@ class Engine:
     """A model under DeepSpeed ZeRO.
 
     Args:
-        stage, precision: as resolved by `config.resolve_precision`.
+        stage, precision: as resolved by `checks.resolve_precision`.
         reduce_bucket_size: elements; None sizes it to the model.
     """
 

@@ -13,16 +13,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from reranker.config import (
-    BadData,
-    BatchPolicy,
-    Precision,
-    ShardCheck,
-    TrainConfig,
-    accumulation,
-    cache_directory,
-    resolve_precision,
-)
+from reranker.checks import accumulation, cache_directory, resolve_precision
+from reranker.config import BadData, BatchPolicy, Precision, ShardCheck, TrainConfig
 from reranker.data.cache import ShardCache
 from reranker.data.choose import Choice
 from reranker.data.dataset import DataSet, Source, fingerprint, make_mixture, parse_sources

@@ -18,7 +18,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # our workers are the 
 
 import torch
 
-from reranker.config import TrainConfig, check_train
+from reranker.checks import check_train
+from reranker.config import TrainConfig
 from reranker.data.plan import Cursor, Step, check_cursor, steps_taken
 from reranker.errors import UserError
 from reranker.files import write_json

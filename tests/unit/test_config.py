@@ -8,14 +8,8 @@ from typing import Any
 
 import pytest
 
-from reranker.config import (
-    COMMANDS,
-    Precision,
-    TrainConfig,
-    accumulation,
-    check_train,
-    resolve_precision,
-)
+from reranker.checks import accumulation, check_train, resolve_precision
+from reranker.config import COMMANDS, Precision, TrainConfig
 from reranker.describe import describe, field_docs
 from reranker.errors import UserError
 
