@@ -58,6 +58,12 @@ class BatchPolicy(Enum):
     tokens = "tokens"
 
 
+class Packing(Enum):
+    auto = "auto"
+    packed = "packed"
+    padded = "padded"
+
+
 MOST_OPEN = 256
 """Shards that a process holds open at a time."""
 
@@ -138,7 +144,9 @@ class BatchConfig:
     per_gpu: int = 1
     """policy=fixed: groups of a micro-batch on one rank; accumulation follows as groups / (per_gpu x ranks)"""
     tokens: int = 8192
-    """policy=tokens: tokens of a micro-batch on one rank at most, padding included"""
+    """policy=tokens: tokens of a micro-batch on one rank at most, padding included where there is any"""
+    packing: Packing = Packing.auto
+    """packed: no padding, attention within each pair; padded: to the longest; auto: packed where the model can"""
 
 
 @dataclass
@@ -350,7 +358,9 @@ class EvaluateConfig:
     max_length: Optional[int] = None
     """Tokens of a pair at most; null: the model's own"""
     batch_tokens: int = 4096
-    """Tokens of a forward batch at most, padding included"""
+    """Tokens of a forward batch at most, padding included where there is any"""
+    packing: Packing = Packing.auto
+    """packed: no padding, attention within each pair; padded: to the longest; auto: packed where the model can"""
     precision: Precision = Precision.auto
     """auto: fp16 on a GPU, fp32 on a CPU"""
     device: Device = Device.auto
@@ -388,7 +398,9 @@ class ScoreConfig:
     max_length: Optional[int] = None
     """Tokens of a pair at most; null: the model's own"""
     batch_tokens: int = 4096
-    """Tokens of a forward batch at most, padding included"""
+    """Tokens of a forward batch at most, padding included where there is any"""
+    packing: Packing = Packing.auto
+    """packed: no padding, attention within each pair; padded: to the longest; auto: packed where the model can"""
     precision: Precision = Precision.auto
     """auto: fp16 on a GPU, fp32 on a CPU"""
     device: Device = Device.auto

@@ -1,8 +1,9 @@
-"""Tokenized groups -> one micro-batch of tensors. A padded rectangle: short pairs are filled up."""
+"""Tokenized groups -> one micro-batch of tensors: all pairs in one row, from which a padded rectangle can be made."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,11 +16,49 @@ from reranker.data.tokenize import Pair
 
 
 @dataclass(frozen=True)
-class MicroBatch:
-    """G groups of P passages, N = G x P pairs, padded to L tokens.
+class PackedPairs:
+    """The T tokens of N pairs in one row, pair behind pair.
 
     Attributes:
-        ids_NL, types_NL: token and segment ids; mask_NL: 1 where there is a token.
+        ids_T, types_T: token and segment ids.
+        cu_seqlens: where each pair begins and the last one ends, N + 1 numbers from 0 to T (int32).
+        longest: tokens of the longest pair.
+        pad_id: what a rectangle of them is filled up with.
+    """
+
+    ids_T: torch.Tensor
+    types_T: torch.Tensor
+    cu_seqlens: torch.Tensor
+    longest: int
+    pad_id: int
+
+    def __len__(self) -> int:
+        return len(self.cu_seqlens) - 1
+
+    @property
+    def tokens(self) -> int:
+        return len(self.ids_T)
+
+    def to(self, device: torch.device) -> PackedPairs:
+        move = {name: getattr(self, name).to(device, non_blocking=True) for name in _OF_PAIRS}
+        return dataclasses.replace(self, **move)
+
+    def padded(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """ids_NL, types_NL and mask_NL (1 where there is a token), L being `longest`: filled up on the right."""
+        lengths_N = self.cu_seqlens.diff()
+        mask_NL = torch.arange(self.longest, device=self.ids_T.device) < lengths_N[:, None]
+        # masked_scatter, not indexing: that would ask the device how many places there are.
+        ids_NL = torch.full(mask_NL.shape, self.pad_id, device=self.ids_T.device).masked_scatter(mask_NL, self.ids_T)
+        types_NL = torch.zeros_like(ids_NL).masked_scatter(mask_NL, self.types_T)
+        return ids_NL, types_NL, mask_NL.long()
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """G groups of P passages, N = G x P pairs.
+
+    Attributes:
+        packed: the pairs, group by group, the positive of each first.
         present_GP: False in the places of a group that hold no passage.
         weight_G: 1, or 0 for a ghost.
         teacher_GP: the teacher's score of each passage, NaN where it gave none.
@@ -28,9 +67,7 @@ class MicroBatch:
         bad: of each group that could not be read and has weight zero, why; such groups come last.
     """
 
-    ids_NL: torch.Tensor
-    types_NL: torch.Tensor
-    mask_NL: torch.Tensor
+    packed: PackedPairs
     present_GP: torch.Tensor
     weight_G: torch.Tensor
     teacher_GP: torch.Tensor
@@ -40,49 +77,53 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same on a device; copies from pinned memory do not block."""
-        move = {name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS}
-        return dataclasses.replace(self, **move)
+        return self._with({name: tensor.to(device, non_blocking=True) for name, tensor in self._tensors().items()})
 
     def pin_memory(self) -> MicroBatch:
-        pinned = {name: getattr(self, name).pin_memory() for name in _TENSORS}
-        return dataclasses.replace(self, **pinned)
+        return self._with({name: tensor.pin_memory() for name, tensor in self._tensors().items()})
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A tensor that comes from a worker holds a descriptor until it is used, and a step has many: arrays travel
         # as bytes.
-        return _from_arrays, (
-            {name: getattr(self, name).numpy() for name in _TENSORS},
-            self.positions,
-            self.tokens,
-            self.bad,
-        )
+        arrays = {name: tensor.numpy() for name, tensor in self._tensors().items()}
+        return _from_arrays, (arrays, self.packed.longest, self.packed.pad_id, self.positions, self.tokens, self.bad)
 
     @property
     def pairs(self) -> int:
         """Real pairs: passages present in groups that count."""
         return int((self.present_GP & (self.weight_G > 0)[:, None]).sum())
 
+    def _tensors(self) -> dict[str, Any]:
+        of_pairs = {name: getattr(self.packed, name) for name in _OF_PAIRS}
+        return of_pairs | {name: getattr(self, name) for name in _OF_GROUPS}
 
-_TENSORS = ("ids_NL", "types_NL", "mask_NL", "present_GP", "weight_G", "teacher_GP")
+    def _with(self, tensors: dict[str, Any]) -> MicroBatch:
+        packed = dataclasses.replace(self.packed, **{name: tensors[name] for name in _OF_PAIRS})
+        return dataclasses.replace(self, packed=packed, **{name: tensors[name] for name in _OF_GROUPS})
 
 
-def _from_arrays(arrays: dict[str, Any], positions: tuple[int, ...], tokens: int, bad: tuple[str, ...]) -> MicroBatch:
+_OF_PAIRS = ("ids_T", "types_T", "cu_seqlens")
+_OF_GROUPS = ("present_GP", "weight_G", "teacher_GP")
+
+
+def _from_arrays(
+    arrays: dict[str, Any], longest: int, pad_id: int, positions: tuple[int, ...], tokens: int, bad: tuple[str, ...]
+) -> MicroBatch:
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    return MicroBatch(**tensors, positions=positions, tokens=tokens, bad=bad)
+    packed = PackedPairs(**{name: tensors[name] for name in _OF_PAIRS}, longest=longest, pad_id=pad_id)
+    groups = {name: tensors[name] for name in _OF_GROUPS}
+    return MicroBatch(packed, **groups, positions=positions, tokens=tokens, bad=bad)
 
 
-def pad_pairs(pairs: Sequence[Pair], pad_id: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """ids_NL, types_NL, mask_NL of pairs, each filled up on the right to the longest."""
-    lengths = np.array([len(pair.ids) for pair in pairs])
-    longest = int(lengths.max())
-    # Filled as arrays: a tensor for each row takes longer than its tokens took to be found.
-    ids_NL = np.full((len(pairs), longest), pad_id, dtype=np.int64)
-    types_NL = np.zeros((len(pairs), longest), dtype=np.int64)
-    mask_NL = (np.arange(longest) < lengths[:, None]).astype(np.int64)
-    for row, pair in enumerate(pairs):
-        ids_NL[row, : len(pair.ids)] = pair.ids
-        types_NL[row, : len(pair.types)] = pair.types
-    return torch.from_numpy(ids_NL), torch.from_numpy(types_NL), torch.from_numpy(mask_NL)
+def pack_pairs(pairs: Sequence[Pair], pad_id: int) -> PackedPairs:
+    """Pairs in one row. Arrays are made first: a tensor for each pair takes longer than its tokens took to be found."""
+    lengths = [len(pair.ids) for pair in pairs]
+    ids = np.fromiter(itertools.chain.from_iterable(pair.ids for pair in pairs), np.int64, sum(lengths))
+    types = np.fromiter(itertools.chain.from_iterable(pair.types for pair in pairs), np.int64, sum(lengths))
+    cu_seqlens = np.cumsum([0, *lengths], dtype=np.int32)
+    return PackedPairs(
+        torch.from_numpy(ids), torch.from_numpy(types), torch.from_numpy(cu_seqlens), max(lengths), pad_id
+    )
 
 
 def collate(
@@ -95,19 +136,19 @@ def collate(
 ) -> MicroBatch:
     """The micro-batch of tokenized groups, the positive of each first, with a teacher's scores of their passages.
 
-    A group of fewer than `passages` pairs leaves places empty: its last pair stands in and is masked. For each
+    A group of fewer than `passages` pairs leaves places empty: a shortest pair stands in and is masked. For each
     group of `bad` there are shortest pairs of weight zero: the batch keeps its shape and they teach nothing.
     """
-    nothing = [[Pair([pad_id], [0])] * passages for _ in bad]
-    rows = [pair for group in (*groups, *nothing) for pair in (*group, *[group[-1]] * (passages - len(group)))]
-    present = [[place < len(group) for place in range(passages)] for group in (*groups, *nothing)]
-    ids_NL, types_NL, mask_NL = pad_pairs(rows, pad_id)
+    nothing = Pair([pad_id], [0])
+    every = [*groups, *[[nothing] * passages for _ in bad]]
+    rows = [pair for group in every for pair in (*group, *[nothing] * (passages - len(group)))]
+    present = [[place < len(group) for place in range(passages)] for group in every]
     weight_G = torch.tensor([1.0] * len(groups) + [0.0] * len(bad))
     teacher_GP = torch.full((len(present), passages), math.nan)
     for row, scores in enumerate(teacher or ()):
         teacher_GP[row, : len(scores)] = torch.tensor(scores)
     return MicroBatch(
-        ids_NL, types_NL, mask_NL, torch.tensor(present), weight_G, teacher_GP, tuple(positions),
+        pack_pairs(rows, pad_id), torch.tensor(present), weight_G, teacher_GP, tuple(positions),
         tokens=sum(len(pair.ids) for group in groups for pair in group), bad=tuple(bad),
     )  # fmt: skip
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from reranker.data.collate import pad_pairs
+from reranker.data.collate import PackedPairs, pack_pairs
 from reranker.data.tokenize import Pair, PairTokenizer
 from reranker.errors import UserError
 from reranker.evaluate.metrics import METRICS, per_query, ranking
@@ -23,7 +23,7 @@ from reranker.model.reranker import batches_by_tokens
 
 CONTEXTS = 5
 
-Score = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Score = Callable[[PackedPairs], torch.Tensor]
 Gather = Callable[[list[Any]], list[list[Any]]]
 
 
@@ -33,7 +33,7 @@ class DevEvaluator:
     Args:
         path: groups, one a line.
         tokenizer: the training's own.
-        batch_tokens: tokens of a forward batch at most, padding included.
+        batch_tokens: tokens of a forward batch at most, padding included where there is any.
 
     Raises UserError for a file that is not there or holds a line that is no group.
     """
@@ -49,15 +49,18 @@ class DevEvaluator:
     def queries(self) -> int:
         return len(self._groups)
 
-    def evaluate(self, score: Score, rank: int, world: int, gather: Gather, device: torch.device) -> dict[str, float]:
+    def evaluate(
+        self, score: Score, rank: int, world: int, gather: Gather, device: torch.device, packed: bool
+    ) -> dict[str, float]:
         """{"mrr", "ndcg@10", "has_right_in_contexts"} (5 contexts), the same on every rank.
 
-        A collective call: every rank makes it. `score(ids_NL, types_NL, mask_NL)` gives scores_N; `gather`
-        returns the lists of all ranks on every rank. Raises UserError on every rank if a score is not finite.
+        A collective call: every rank makes it. `score(pairs)` gives scores_N; `gather` returns the lists of all
+        ranks on every rank; `packed` says that the forward computes no padding. Raises UserError on every rank if a
+        score is not finite.
         """
         mine = range(rank, self.queries, world)
         pairs = [pair for group in self._share(rank, world) for pair in group]
-        batches = batches_by_tokens([len(pair.ids) for pair in pairs], self._batch_tokens)
+        batches = batches_by_tokens([len(pair.ids) for pair in pairs], self._batch_tokens, packed)
         calls = max(count for (count,) in gather([len(batches)]))
         scores_N = np.empty(len(pairs))
         for call in range(calls):
@@ -89,9 +92,8 @@ class DevEvaluator:
 
 
 def _forward(score: Score, batch: list[Pair], pad_id: int, device: torch.device) -> np.ndarray:
-    tensors = (tensor.to(device) for tensor in pad_pairs(batch, pad_id))
     with torch.no_grad():
-        scores_N: np.ndarray = score(*tensors).detach().float().cpu().numpy()
+        scores_N: np.ndarray = score(pack_pairs(batch, pad_id).to(device)).detach().float().cpu().numpy()
     return scores_N
 
 

@@ -151,7 +151,7 @@ def _score(
 
     reranker = Reranker(
         name, device=config.device.value, precision=config.precision.value, max_length=config.max_length,
-        batch_tokens=config.batch_tokens, untrained_head=key == "base", key=key,
+        batch_tokens=config.batch_tokens, packing=config.packing.value, untrained_head=key == "base", key=key,
     )  # fmt: skip
     if reranker.fresh_head:
         print(f"note: base={name} has no score head; its row is that of a randomly drawn one", file=sys.stderr)

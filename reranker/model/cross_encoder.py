@@ -15,16 +15,11 @@ from typing import Any
 
 import torch
 
-from reranker.data.collate import MicroBatch
+from reranker.data.collate import MicroBatch, PackedPairs
 from reranker.errors import UserError
+from reranker.model.unpad import COUNT_FROM_PADDING, is_packed, packed_inputs
 
 HEAD_NAMES = ("classifier", "score", "head", "pooler", "out_proj")
-
-COUNT_FROM_PADDING = frozenset(
-    ("camembert", "data2vec-text", "esm", "ibert", "layoutlmv3", "lilt", "longformer", "luke", "markuplm", "mpnet",
-     "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod")
-)  # fmt: skip
-"""Model types whose first token has the position after the padding id, as in fairseq's RoBERTa."""
 
 
 def load_config(name: str, revision: str | None = None, key: str = "model.name") -> Any:
@@ -106,14 +101,18 @@ def load_model(
 
 def score(model: Any, batch: MicroBatch) -> torch.Tensor:
     """scores_GP of a micro-batch, in the model's own precision."""
-    return score_pairs(model, batch.ids_NL, batch.types_NL, batch.mask_NL).view(batch.present_GP.shape)
+    return score_pairs(model, batch.packed).view(batch.present_GP.shape)
 
 
-def score_pairs(model: Any, ids_NL: torch.Tensor, types_NL: torch.Tensor, mask_NL: torch.Tensor) -> torch.Tensor:
-    """A raw score (logit) for each of N pairs."""
+def score_pairs(model: Any, pairs: PackedPairs) -> torch.Tensor:
+    """A raw score (logit) for each of N pairs, from the forward that the model runs: packed or padded."""
+    config = _config(model)
+    if is_packed(config):
+        return model(**packed_inputs(config, pairs)).logits[:, 0]
+    ids_NL, types_NL, mask_NL = pairs.padded()
     inputs = {"input_ids": ids_NL, "attention_mask": mask_NL}
     # Models with one segment (XLM-R, RoBERTa) or none (ModernBERT) take no segment ids.
-    if getattr(_config(model), "type_vocab_size", 0) > 1:
+    if getattr(config, "type_vocab_size", 0) > 1:
         inputs["token_type_ids"] = types_NL
     return model(**inputs).logits[:, 0]
 

@@ -20,12 +20,13 @@ import numpy as np
 import torch
 
 from reranker.config import Precision, ScoreConfig
-from reranker.data.collate import pad_pairs
+from reranker.data.collate import pack_pairs
 from reranker.data.tokenize import Contract, Pair, PairTokenizer
 from reranker.errors import UserError, closest, shorten
 from reranker.files import atomic_open
 from reranker.groups import decode_lines, kind_of, parse_text, parse_texts, read_lines
 from reranker.model.cross_encoder import load_model, load_tokenizer, positions, score_pairs
+from reranker.model.unpad import is_packed, pack, resolve_packing
 
 FORM = '{"query": "...", "passages": ["..."]}'
 DTYPES = {Precision.fp16: torch.float16, Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}
@@ -58,7 +59,8 @@ class Reranker:
         device: "auto" (the GPU if there is one), "cpu", "cuda" or "cuda:1".
         precision: "auto" (fp16 on a GPU, fp32 on a CPU), "fp32", "fp16" or "bf16".
         max_length: tokens of a pair at most; None: what the model was trained with.
-        batch_tokens: tokens of a forward batch at most, padding included; one pair always fits.
+        batch_tokens: tokens of a forward batch at most, padding included where there is any; one pair always fits.
+        packing: "auto" (no padding where the model can do without), "packed" or "padded".
         untrained_head: accept a checkpoint without a score head, and draw one.
         key: what errors call the model.
 
@@ -74,6 +76,7 @@ class Reranker:
         precision: str = "auto",
         max_length: int | None = None,
         batch_tokens: int = 4096,
+        packing: str = "auto",
         untrained_head: bool = False,
         key: str = "model",
     ) -> None:
@@ -86,6 +89,9 @@ class Reranker:
             raise UserError(key, f"{path}, an encoder without a score head", "a trained reranker",
                             "train it first, or name an exported model")  # fmt: skip
         self.model = model.to(self.device).eval()
+        packed, _ = resolve_packing(packing, model.config, self.device, DTYPES[self.precision], key="packing")
+        if packed:
+            pack(self.model)
         self.contract = _contract(model.config, max_length)
         self.tokenizer = PairTokenizer(load_tokenizer(self.path, key=key), self.contract)
 
@@ -114,7 +120,8 @@ class Reranker:
         with _progress(progress, len(pairs)) as advance:
             for start in range(0, len(pairs), WINDOW):
                 encoded = self._encode(pairs[start : start + WINDOW])
-                for batch in batches_by_tokens([len(pair.ids) for pair in encoded], self.batch_tokens):
+                lengths = [len(pair.ids) for pair in encoded]
+                for batch in batches_by_tokens(lengths, self.batch_tokens, is_packed(self.model.config)):
                     scores_N[[start + index for index in batch]] = self._forward([encoded[index] for index in batch])
                     advance(len(batch))
         bad = np.flatnonzero(~np.isfinite(scores_N))
@@ -133,8 +140,8 @@ class Reranker:
 
     @torch.inference_mode()
     def _forward(self, batch: Sequence[Pair]) -> np.ndarray:
-        tensors = (tensor.to(self.device) for tensor in pad_pairs(batch, self.tokenizer.pad_id))
-        scores_N: np.ndarray = score_pairs(self.model, *tensors).float().cpu().numpy()
+        pairs = pack_pairs(batch, self.tokenizer.pad_id).to(self.device)
+        scores_N: np.ndarray = score_pairs(self.model, pairs).float().cpu().numpy()
         return scores_N
 
 
@@ -147,19 +154,21 @@ def normalize(scores: Sequence[float] | np.ndarray) -> list[float]:
     return [float(share) for share in powers / powers.sum()]
 
 
-def batches_by_tokens(lengths: Sequence[int], limit: int) -> list[list[int]]:
-    """Indices of pairs in batches of at most `limit` tokens, padding included; longest first.
+def batches_by_tokens(lengths: Sequence[int], limit: int, packed: bool) -> list[list[int]]:
+    """Indices of pairs in batches of at most `limit` tokens, padding included unless packed; longest first.
 
     A pair longer than the limit is a batch of its own. Longest first: what does not fit in memory
     fails at once and not at the end.
     """
     batches: list[list[int]] = []
-    longest = 0
+    taken = longest = 0
     for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
-        if not batches or (len(batches[-1]) + 1) * longest > limit:
+        after = taken + lengths[index] if packed else (len(batches[-1]) + 1) * longest if batches else 0
+        if not batches or after > limit:
             batches.append([])
-            longest = lengths[index]
+            taken, longest = 0, lengths[index]
         batches[-1].append(index)
+        taken += lengths[index]
     return batches
 
 
@@ -169,7 +178,7 @@ def score_command(config: ScoreConfig) -> int:
         raise UserError("output", f"{config.output}, a directory", "a file or -", "name a file in it")
     reranker = Reranker(
         config.model, device=config.device.value, precision=config.precision.value,
-        max_length=config.max_length, batch_tokens=config.batch_tokens,
+        max_length=config.max_length, batch_tokens=config.batch_tokens, packing=config.packing.value,
     )  # fmt: skip
     lines = read_lines(config.input) if config.input != "-" else decode_lines(sys.stdin.buffer, "<stdin>")
     requests = (_request(value, where) for where, value in lines)

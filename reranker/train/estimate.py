@@ -78,6 +78,7 @@ def report(job: Job, ranks: Ranks) -> str:
         rows.append(("data", f"{taken}, {data.group_size} passages each"))
     rows += [
         ("batch", f"{batch.groups} groups a step = {made}"),
+        ("forward", "packed, no padding" if job.packed else "padded to the longest pair of a micro-batch"),
         ("steps", f"{job.steps:,}, {seen:,} groups, {seen * data.group_size:,} pairs"),
         ("parameters", f"{parameters / 1e6:.1f}M, of which {embedding / 1e6:.1f}M token embeddings"),
         ("memory per rank", ", ".join(f"{name} {size / GIB:.2f} GiB" for name, size in states.items())),

@@ -28,6 +28,8 @@ from reranker.errors import UserError
 from reranker.files import sha256
 from reranker.model.cross_encoder import load_config, load_tokenizer, positions
 from reranker.model.losses import Objective
+from reranker.model.reranker import DTYPES
+from reranker.model.unpad import resolve_packing
 from reranker.train.distributed import Ranks
 from reranker.train.loop import Plan
 
@@ -40,6 +42,7 @@ class Job:
     data: DataSet
     precision: Precision
     stage: int
+    packed: bool
     evaluator: Any
     world: int
 
@@ -75,17 +78,19 @@ def prepare(config: TrainConfig, ranks: Ranks, evaluator: Callable[..., Any]) ->
         config.precision.name, ranks.device.type, config.deepspeed.stage, config.precision.fp16_on_cpu
     )
     hugging_face = load_tokenizer(config.model.name, config.model.revision)
-    limit = positions(load_config(config.model.name, config.model.revision))
+    model = load_config(config.model.name, config.model.revision)
+    limit = positions(model)
     if limit is not None and config.data.max_length > limit:
         raise UserError("data.max_length", str(config.data.max_length), f"at most the model's {limit} positions",
                         "lower it")  # fmt: skip
+    packed, why = resolve_packing(config.batch.packing.value, model, ranks.device, DTYPES[precision])
     data = config.data
     tokenizer = PairTokenizer(hugging_face, Contract(data.max_length, data.query_max_length, data.truncation.value))
     dev = evaluator(data.dev, tokenizer) if data.dev else None
-    job = Job(config, open_data(config, tokenizer), precision, stage, dev, ranks.world)
+    job = Job(config, open_data(config, tokenizer), precision, stage, packed, dev, ranks.world)
     if Path(config.run_dir).exists() and not Path(config.run_dir).is_dir():
         raise UserError("run_dir", f"{config.run_dir}, which is a file", "a directory", "choose another one")
-    return job, told
+    return job, [*told, *why]
 
 
 def open_data(config: TrainConfig, tokenizer: PairTokenizer) -> DataSet:
@@ -139,6 +144,7 @@ def make_plan(job: Job, done: int) -> Plan:
         lr=job.config.optim.lr,
         warmup=job.config.optim.warmup,
         bad_limit=job.config.data.bad_limit,
+        packed=job.packed,
         objective=Objective(job.config.loss.labels, job.config.loss.distillation, job.config.loss.temperature),
         evaluate_after=evaluate_after,
         # A checkpoint that is evaluated is saved: the best one must exist.
@@ -159,7 +165,7 @@ def make_step(job: Job, epoch: int, step: int) -> Step:
     def lengths(position: int) -> list[int]:
         return job.data.pair_lengths(job.data.locate(epoch, position), whole)
 
-    return plan_tokens(epoch, step, total, batch.groups, batch.tokens, job.world, lengths, packed=False)
+    return plan_tokens(epoch, step, total, batch.groups, batch.tokens, job.world, lengths, job.packed)
 
 
 def batches(job: Job, cursor: Cursor, ranks: Ranks) -> Iterator[StepBatches]:

@@ -40,6 +40,7 @@ class Plan:
     lr: float
     warmup: float
     bad_limit: int
+    packed: bool
     objective: Objective
     evaluate_after: Callable[[int], bool]
     save_after: Callable[[int], bool]
@@ -64,6 +65,7 @@ class Meter:
     """Counts of this rank since the last record."""
 
     device: torch.device
+    packed: bool
     started: float = field(default_factory=time.perf_counter)
     waited: float = 0.0
     steps: int = 0
@@ -72,7 +74,7 @@ class Meter:
     groups: int = 0
     pairs: int = 0
     tokens: int = 0
-    padded: int = 0
+    computed: int = 0
     bad: int = 0
 
     def __post_init__(self) -> None:
@@ -83,15 +85,15 @@ class Meter:
         self.pairs += batch.pairs
         self.bad += len(batch.bad)
         self.tokens += batch.tokens
-        self.padded += batch.ids_NL.numel()
+        self.computed += batch.packed.tokens if self.packed else len(batch.packed) * batch.packed.longest
 
     def record(self, ranks: Ranks, outcome: StepOutcome, rate: float, epoch: float) -> dict[str, Any]:
         """The metrics of all ranks since the last record: one collective, one read from the device."""
         seconds = time.perf_counter() - self.started
-        counts = torch.tensor([self.pairs, self.tokens, self.padded, self.bad, self.waited], dtype=torch.float64)
+        counts = torch.tensor([self.pairs, self.tokens, self.computed, self.bad, self.waited], dtype=torch.float64)
         sums = torch.cat([self.loss.view(1), counts.to(self.device)])
         dist.all_reduce(sums)
-        loss, pairs, tokens, padded, bad, waited = sums.tolist()
+        loss, pairs, tokens, computed, bad, waited = sums.tolist()
         metrics = {
             "epoch": round(epoch, 6),
             "train/loss": loss / max(1, self.groups - int(bad)),
@@ -101,7 +103,7 @@ class Meter:
             "train/skipped": self.skipped,
             "speed/pairs_per_second": pairs / seconds,
             "speed/tokens_per_second": tokens / seconds,
-            "data/useful_token_share": tokens / padded,
+            "data/useful_token_share": tokens / computed,
             "data/wait_share": waited / seconds / ranks.world,
             "data/bad_groups": int(bad),
             "system/step_seconds": seconds / self.steps,
@@ -123,7 +125,7 @@ def run(
     save: Callable[[int, Step, dict[str, Any] | None], None],
 ) -> None:
     """Train from `plan.done` to the end of the plan."""
-    meter = Meter(ranks.device)
+    meter = Meter(ranks.device, plan.packed)
     engine.train()
     for number in range(plan.done, plan.total):
         step, micro_batches = take(batches, ranks, meter)
@@ -146,7 +148,7 @@ def run(
             stop_if_lost(done, record["train/loss"], outcome)
             tally.bad += record["data/bad_groups"]
             stop_if_many(tally.bad, plan.bad_limit)
-            meter = Meter(ranks.device)
+            meter = Meter(ranks.device, plan.packed)
         scores, paused = None, time.perf_counter()
         if plan.evaluate_after(done):
             log(done, scores := evaluate())

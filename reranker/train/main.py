@@ -24,6 +24,7 @@ from reranker.data.plan import Cursor, Step, check_cursor, steps_taken
 from reranker.errors import UserError
 from reranker.files import write_json
 from reranker.model.cross_encoder import load_config, load_model, load_tokenizer, score_pairs
+from reranker.model.unpad import pack
 from reranker.train import checkpoint, estimate, loop
 from reranker.train.distributed import Ranks, join, leave
 from reranker.train.job import Job, batches, count_lengths, make_plan, plain, prepare
@@ -144,6 +145,8 @@ def train_job(job: Job, ranks: Ranks, begun: Begun | None) -> None:
             gradient_checkpointing=config.model.gradient_checkpointing,
         )
     )
+    if job.packed:
+        pack(model)
     # Not before the model is known to load: a mistake leaves no run directory.
     ranks.together(lambda: write_start(job) if ranks.first and begun is None else None)
     if ranks.first and begun is None and fresh:
@@ -177,7 +180,8 @@ def train_job(job: Job, ranks: Ranks, begun: Begun | None) -> None:
         engine.eval()
         with torch.no_grad():
             scores = job.evaluator.evaluate(
-                lambda *pairs: score_pairs(engine.forward, *pairs), ranks.rank, ranks.world, ranks.gather, ranks.device
+                lambda pairs: score_pairs(engine.forward, pairs), ranks.rank, ranks.world, ranks.gather, ranks.device,
+                job.packed,
             )  # fmt: skip
         return {f"eval/{name}": value for name, value in scores.items()}
 
@@ -197,6 +201,7 @@ def train_job(job: Job, ranks: Ranks, begun: Begun | None) -> None:
             "world": ranks.world,
             "stage": job.stage,
             "precision": job.precision.value,
+            "packed": job.packed,
             "tracking_run_id": tracker.run_id,
             "config": plain(config),
             "versions": versions(),

@@ -16,6 +16,7 @@ from reranker.config import BatchPolicy, Precision, TrainConfig
 from reranker.data.plan import Cursor
 from tests.distributed.conftest import Inputs
 from tests.distributed.ranks import Job, start, until
+from tests.pairs import pair_ids
 
 GROUPS, EPOCHS, STEPS = 14, 2, 14
 """90 groups, 14 a step: seven steps an epoch, the last of six groups."""
@@ -50,11 +51,10 @@ def read_loader(argv: list[str]) -> int:
             break
         shown = []
         for batch in taken.micro_batches:
-            places = batch.present_GP.shape[1]
+            places, ids = batch.present_GP.shape[1], pair_ids(batch.packed)
             for row, position in enumerate(batch.positions):
                 name = job.data.locate(taken.step.epoch, position).name.rpartition(":")[2]
-                pairs = batch.ids_NL[row * places : (row + 1) * places]
-                shown.append([name, [ids[ids != 1].tolist() for ids in pairs]])
+                shown.append([name, ids[row * places : (row + 1) * places]])
         lines = ranks.gather((len(taken.micro_batches), shown))
         cursor = cursor.after(taken.step)
         if ranks.first:

@@ -97,6 +97,7 @@ def test_losses_of_20_steps_equal_a_plain_float64_loop(
                 "train.epochs": STEPS,
                 "train.save_every": STEPS,
                 "precision": "fp32",
+                "batch.packing": "packed" if accumulation == 1 else "padded",
             }
     for stage in (1, 3):
         # Micro-batches by tokens, several a step and never the same number of groups: the objective is the same.

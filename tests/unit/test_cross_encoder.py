@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from reranker.data.collate import MicroBatch, collate
+from reranker.data.collate import MicroBatch, collate, pack_pairs
 from reranker.data.tokenize import Pair
 from reranker.errors import UserError
 from reranker.model.cross_encoder import (
@@ -64,12 +65,16 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, boo
     return made
 
 
-def some_batch() -> MicroBatch:
+def some_pairs() -> list[Pair]:
     draw = torch.Generator().manual_seed(1)
     lengths = [5, 9, 3, 12, 7, 4]
-    pairs = [
+    return [
         Pair(torch.randint(5, 60, (n,), generator=draw).tolist(), [0] * (n // 2) + [1] * (n - n // 2)) for n in lengths
     ]
+
+
+def some_batch() -> MicroBatch:
+    pairs = some_pairs()
     return collate([pairs[:3], pairs[3:]], [0, 1], passages=3, pad_id=1)
 
 
@@ -93,9 +98,9 @@ def test_a_score_does_not_depend_on_the_padding(kind: str, directories: dict[tup
     model.eval()
     batch = some_batch()
     scores_N = score(model, batch).flatten()
-    for row, length in enumerate(batch.mask_NL.sum(1).tolist()):
-        cut = [tensor[[row], :length] for tensor in (batch.ids_NL, batch.types_NL, batch.mask_NL)]
-        torch.testing.assert_close(score_pairs(model, *cut)[0], scores_N[row], rtol=1e-4, atol=1e-5)
+    for row, pair in enumerate(some_pairs()):
+        alone = score_pairs(model, pack_pairs([pair], pad_id=1))[0]
+        torch.testing.assert_close(alone, scores_N[row], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -130,12 +135,12 @@ def test_a_fresh_head_is_drawn_from_the_seed_alone(kind: str, directories: dict[
 
 
 def test_segment_ids_reach_a_model_that_has_segments_and_no_other(directories: dict[tuple[str, bool], Path]) -> None:
-    batch = some_batch()
+    pairs = some_batch().packed
     for kind in KINDS:
         model, _ = load_model(str(directories[kind, True]))
         model.eval()
-        with_types = score_pairs(model, batch.ids_NL, batch.types_NL, batch.mask_NL)
-        without = score_pairs(model, batch.ids_NL, torch.zeros_like(batch.types_NL), batch.mask_NL)
+        with_types = score_pairs(model, pairs)
+        without = score_pairs(model, dataclasses.replace(pairs, types_T=torch.zeros_like(pairs.types_T)))
         assert torch.equal(with_types, without) is (kind != "bert")
 
 
@@ -189,8 +194,7 @@ def test_a_pair_may_have_as_many_tokens_as_the_model_has_positions(
     assert limit == 64
 
     def scored(length: int) -> torch.Tensor:
-        ids_NL = torch.full((1, length), 7)
-        return score_pairs(model.eval(), ids_NL, torch.zeros_like(ids_NL), torch.ones_like(ids_NL))
+        return score_pairs(model.eval(), pack_pairs([Pair([7] * length, [0] * length)], pad_id=1))
 
     assert scored(limit).isfinite().all()
     with pytest.raises((IndexError, RuntimeError)):

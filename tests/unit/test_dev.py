@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from reranker.data.collate import PackedPairs
 from reranker.data.tokenize import Contract, PairTokenizer
 from reranker.errors import UserError
 from reranker.evaluate.dev import DevEvaluator
 from reranker.model.cross_encoder import load_model, load_tokenizer, score_pairs
+from tests.pairs import pair_ids
 from tests.tiny import tiny_model
 
 GROUPS = [
@@ -77,16 +79,16 @@ def test_every_world_size_and_batch_size_gives_the_same_metrics(
 ) -> None:
     model = load_model(str(directory))[0].eval()
 
-    def score(*tensors: torch.Tensor) -> torch.Tensor:
-        return score_pairs(model, *tensors)
+    def score(pairs: PackedPairs) -> torch.Tensor:
+        return score_pairs(model, pairs)
 
     cpu = torch.device("cpu")
-    expected = evaluator(4096).evaluate(score, 0, 1, _alone, cpu)
+    expected = evaluator(4096).evaluate(score, 0, 1, _alone, cpu, False)
     assert set(expected) == {"mrr", "ndcg@10", "has_right_in_contexts"}
     assert 0 < expected["mrr"] < 1
-    for world, batch_tokens in ((2, 128), (3, 40), (9, 4096)):
+    for world, batch_tokens, packed in ((2, 128, False), (3, 40, True), (9, 4096, False)):
         ranks, evaluators = _Ranks(world), [evaluator(batch_tokens) for _ in range(world)]
-        found = ranks.run(lambda rank: evaluators[rank].evaluate(score, rank, world, ranks.gather(rank), cpu))  # noqa: B023
+        found = ranks.run(lambda rank: evaluators[rank].evaluate(score, rank, world, ranks.gather(rank), cpu, packed))  # noqa: B023
         assert found == [expected] * world
 
 
@@ -95,20 +97,18 @@ def test_every_rank_calls_the_forward_equally_often(world: int, evaluator: Calla
     ranks, evaluators, calls = _Ranks(world), [evaluator(64) for _ in range(world)], [0] * world
 
     def job(rank: int) -> dict[str, float]:
-        def score(ids_NL: torch.Tensor, types_NL: torch.Tensor, mask_NL: torch.Tensor) -> torch.Tensor:
+        def score(pairs: PackedPairs) -> torch.Tensor:
             calls[rank] += 1
-            return mask_NL.sum(dim=1).float()
+            return pairs.cu_seqlens.diff().float()
 
-        return evaluators[rank].evaluate(score, rank, world, ranks.gather(rank), torch.device("cpu"))
+        return evaluators[rank].evaluate(score, rank, world, ranks.gather(rank), torch.device("cpu"), True)
 
     ranks.run(job)
     assert min(calls) == max(calls) > 0
 
 
 def test_a_model_that_scores_everything_alike_gets_the_worst_rank(evaluator: Callable[..., DevEvaluator]) -> None:
-    found = evaluator().evaluate(
-        lambda ids_NL, types_NL, mask_NL: torch.zeros(len(ids_NL)), 0, 1, _alone, torch.device("cpu")
-    )
+    found = evaluator().evaluate(lambda pairs: torch.zeros(len(pairs)), 0, 1, _alone, torch.device("cpu"), True)
     assert found["mrr"] == pytest.approx(sum(1 / (1 + len(group["neg"])) for group in GROUPS) / len(GROUPS))
 
 
@@ -119,12 +119,12 @@ def test_a_prompt_goes_before_the_query_as_in_training(directory: Path, tmp_path
     tokenizer = load_tokenizer(str(directory))
     seen: list[list[int]] = []
 
-    def score(ids_NL: torch.Tensor, types_NL: torch.Tensor, mask_NL: torch.Tensor) -> torch.Tensor:
-        seen.extend(ids[mask.bool()].tolist() for ids, mask in zip(ids_NL, mask_NL, strict=True))
-        return mask_NL.sum(dim=1).float()
+    def score(pairs: PackedPairs) -> torch.Tensor:
+        seen.extend(pair_ids(pairs))
+        return torch.zeros(len(pairs))
 
     evaluator = DevEvaluator(tmp_path / "dev.jsonl", PairTokenizer(tokenizer, Contract(64)))
-    evaluator.evaluate(score, 0, 1, _alone, torch.device("cpu"))
+    evaluator.evaluate(score, 0, 1, _alone, torch.device("cpu"), False)
     assert sorted(seen) == sorted(tokenizer("찾기: 수도는?", passage)["input_ids"] for passage in ("서울", "부산"))
 
 
@@ -134,8 +134,7 @@ def test_a_score_that_is_not_finite_is_told_on_every_rank(evaluator: Callable[..
     def job(rank: int) -> dict[str, float]:
         value = float("nan") if rank == 0 else 1.0
         return evaluators[rank].evaluate(
-            lambda ids_NL, types_NL, mask_NL: torch.full((len(ids_NL),), value), rank, 2, ranks.gather(rank),
-            torch.device("cpu"),
+            lambda pairs: torch.full((len(pairs),), value), rank, 2, ranks.gather(rank), torch.device("cpu"), True
         )  # fmt: skip
 
     found = ranks.run(job)

@@ -16,7 +16,7 @@ import yaml
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from reranker.config import DataConfig, EvaluateConfig, FirstStageConfig, Precision, TrainConfig
-from reranker.data.collate import pad_pairs
+from reranker.data.collate import pack_pairs
 from reranker.data.tokenize import Contract, PairTokenizer
 from reranker.errors import UserError
 from reranker.evaluate.report import evaluate_command
@@ -85,7 +85,7 @@ def our_scores(directory: Path, pairs: list[tuple[str, str]]) -> torch.Tensor:
     model = AutoModelForSequenceClassification.from_pretrained(directory).eval()
     encoded = [encoder.encode(query, [passage])[0] for query, passage in pairs]
     with torch.no_grad():
-        return score_pairs(model, *pad_pairs(encoded, encoder.pad_id)).float()
+        return score_pairs(model, pack_pairs(encoded, encoder.pad_id)).float()
 
 
 def plain_scores(directory: Path, pairs: list[tuple[str, str]]) -> torch.Tensor:

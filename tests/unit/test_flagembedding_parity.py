@@ -30,6 +30,7 @@ from reranker.data.tokenize import Contract, PairTokenizer
 from reranker.groups import Group, read_groups, write_groups
 from reranker.model.cross_encoder import load_model, load_tokenizer, score
 from reranker.model.losses import listwise_cross_entropy
+from tests.pairs import pair_ids
 from tests.tiny import tiny_model
 
 QUERY_LEN, PASSAGE_LEN, GROUP_SIZE = 32, 64, 3
@@ -93,9 +94,8 @@ def their_model(directory: Path, groups: int) -> Any:
     return wrapped.train()
 
 
-def rows(ids_NL: torch.Tensor, mask_NL: torch.Tensor) -> list[tuple[int, ...]]:
-    """The token ids of each pair without padding, in an order of their own within each group."""
-    pairs = [tuple(ids[mask > 0].tolist()) for ids, mask in zip(ids_NL, mask_NL, strict=True)]
+def rows(pairs: list[list[int]]) -> list[list[int]]:
+    """The token ids of each pair, in an order of their own within each group."""
     groups = [pairs[start : start + GROUP_SIZE] for start in range(0, len(pairs), GROUP_SIZE)]
     return [pair for positive, *negatives in groups for pair in (positive, *sorted(negatives))]
 
@@ -126,9 +126,10 @@ def test_pairs_are_cut_to_the_same_tokens_as_in_flagembedding(tmp_path: Path, mo
     write_groups(path, GROUPS)
     batch = our_batch(model_directory, GROUPS)
     pair = their_batch(model_directory, path)["pair"]
-    assert rows(batch.ids_NL, batch.mask_NL) == rows(pair["input_ids"], pair["attention_mask"])
+    theirs = [ids[mask > 0].tolist() for ids, mask in zip(pair["input_ids"], pair["attention_mask"], strict=True)]
+    assert rows(pair_ids(batch.packed)) == rows(theirs)
     # The last group reaches both limits, the others neither.
-    assert batch.mask_NL.sum(1).max() == CONTRACT.max_length
+    assert batch.packed.longest == CONTRACT.max_length
     queries = load_tokenizer(str(model_directory))([group.query for group in GROUPS], add_special_tokens=False)
     lengths = [len(ids) for ids in queries["input_ids"]]
     assert CONTRACT.query_max_length is not None

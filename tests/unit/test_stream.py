@@ -29,6 +29,7 @@ from reranker.data.tokenize import Contract, Pair, PairTokenizer
 from reranker.errors import UserError
 from reranker.groups import Group
 from reranker.prepare.pack import pack
+from tests.pairs import pair_ids
 from tests.tiny import tiny_model
 
 COUNT, BATCH, EPOCHS = 23, 8, 2
@@ -102,17 +103,19 @@ def plan(world: int = 1, per_gpu: int = 1, cursor: Cursor = START) -> Iterator[S
 
 
 def fields(batch: MicroBatch) -> dict[str, Any]:
+    every = {
+        field.name: getattr(part, field.name) for part in (batch, batch.packed) for field in dataclasses.fields(part)
+    }
+    del every["packed"]
     return {
-        field.name: json.loads(re.sub("NaN", '"nan"', json.dumps(value.tolist()))) if torch.is_tensor(value) else value
-        for field in dataclasses.fields(batch)
-        for value in [getattr(batch, field.name)]
+        name: json.loads(re.sub("NaN", '"nan"', json.dumps(value.tolist()))) if torch.is_tensor(value) else value
+        for name, value in every.items()
     }
 
 
 def shown(batch: MicroBatch) -> list[tuple[int, list[list[int]]]]:
     """(position, ids of each pair without padding) of each real group."""
-    ids, mask = batch.ids_NL.tolist(), batch.mask_NL.tolist()
-    rows = [[token for token, real in zip(*row, strict=True) if real] for row in zip(ids, mask, strict=True)]
+    rows = pair_ids(batch.packed)
     places = batch.present_GP.shape[1]
     groups = [rows[place * places : (place + 1) * places] for place in range(len(batch.positions))]
     return list(zip(batch.positions, groups, strict=True))
@@ -369,17 +372,19 @@ def test_a_group_of_fewer_passages_leaves_places_empty(tokenizer: Any, shards: P
         assert batch.present_GP[:, :2].all()
         assert batch.pairs == sum(counts)
         present_N = batch.present_GP.flatten()
-        assert batch.tokens == int(batch.mask_NL.sum(1)[present_N].sum())
-        assert batch.ids_NL.shape[0] == batch.present_GP.numel()
+        assert batch.tokens == int(batch.packed.cu_seqlens.diff()[present_N].sum())
+        assert len(batch.packed) == batch.present_GP.numel()
 
 
-def test_pairs_are_padded_on_the_right_to_the_longest(tokenizer: Any) -> None:
+def test_pairs_are_in_one_row_and_padded_on_the_right_to_the_longest() -> None:
     groups = [[Pair([5, 6, 7], [0, 0, 1]), Pair([8], [0])], [Pair([9, 10], [0, 1])]]
     batch = collate(groups, [4, 9], passages=2, pad_id=1)
     assert fields(batch) == {
-        "ids_NL": [[5, 6, 7], [8, 1, 1], [9, 10, 1], [9, 10, 1]],
-        "types_NL": [[0, 0, 1], [0, 0, 0], [0, 1, 0], [0, 1, 0]],
-        "mask_NL": [[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 0]],
+        "ids_T": [5, 6, 7, 8, 9, 10, 1],
+        "types_T": [0, 0, 1, 0, 0, 1, 0],
+        "cu_seqlens": [0, 3, 4, 6, 7],
+        "longest": 3,
+        "pad_id": 1,
         "present_GP": [[True, True], [True, False]],
         "weight_G": [1.0, 1.0],
         "teacher_GP": [["nan", "nan"], ["nan", "nan"]],
@@ -388,9 +393,13 @@ def test_pairs_are_padded_on_the_right_to_the_longest(tokenizer: Any) -> None:
         "bad": (),
     }
     assert batch.pairs == 3
+    ids_NL, types_NL, mask_NL = batch.packed.padded()
+    assert ids_NL.tolist() == [[5, 6, 7], [8, 1, 1], [9, 10, 1], [1, 1, 1]]
+    assert types_NL.tolist() == [[0, 0, 1], [0, 0, 0], [0, 1, 0], [0, 0, 0]]
+    assert mask_NL.tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 0, 0]]
 
 
 def test_a_ghost_counts_for_nothing() -> None:
     batch = ghost(pad_id=1)
     assert (batch.pairs, batch.tokens, batch.positions, batch.weight_G.tolist()) == (0, 0, (), [0.0])
-    assert batch.mask_NL.all()
+    assert pair_ids(batch.packed) == [[1], [1]]

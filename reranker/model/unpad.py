@@ -1,0 +1,129 @@
+"""The packed forward: a stock encoder on the tokens of many pairs in one row, none of them padding.
+
+In: a stock `AutoModelForSequenceClassification`; `PackedPairs`. Out: the same scores as of the padded rectangle, to
+rounding, from the same weights: `pack` changes no module and no parameter. Linear layers see one row of T tokens;
+attention, registered with transformers, stays within each pair; positions begin anew with each pair; and behind the
+last layer only each pair's first token goes on, as a pair of one token, which is all that the heads look at.
+
+Attention is torch's variable-length kernel on a GPU and one fused call for each pair on a CPU. Neither drops
+attention weights: attention dropout is 0 here, whatever the config says. Hidden dropout stays.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from reranker.data.collate import PackedPairs
+from reranker.errors import UserError
+
+ATTENTION = "reranker_packed"
+"""Name of the attention among transformers' own."""
+
+MODEL_TYPES = frozenset(("bert", "camembert", "electra", "roberta", "xlm-roberta"))
+"""Encoders whose packed forward is proved equal to the padded one (`tests/unit/test_unpad.py`)."""
+
+COUNT_FROM_PADDING = frozenset(
+    ("camembert", "data2vec-text", "esm", "ibert", "layoutlmv3", "lilt", "longformer", "luke", "markuplm", "mpnet",
+     "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod")
+)  # fmt: skip
+"""Model types whose first token has the position after the padding id, as in fairseq's RoBERTa."""
+
+
+def why_padded(config: Any, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why a model of this config cannot run packed on this device in this precision; None where it can."""
+    if config.model_type not in MODEL_TYPES or getattr(config, "is_decoder", False):
+        return f"{config.model_type} models have no packed forward"
+    if device.type != "cuda":
+        return None
+    if dtype is torch.float32:
+        return "attention over pairs of any length has no float32 kernel on a GPU"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return f"{torch.cuda.get_device_name(device)} is older than the attention kernel (compute capability 8.0)"
+    width = config.hidden_size // config.num_attention_heads
+    if width % 8 or width > 256:
+        return f"the attention kernel takes heads of 8, 16, ... 256, not of {width}"
+    return None
+
+
+def resolve_packing(
+    requested: str, config: Any, device: torch.device, dtype: torch.dtype, key: str = "batch.packing"
+) -> tuple[bool, list[str]]:
+    """(whether to run packed, what to tell the user). Raises UserError for `packed` where it cannot be."""
+    reason = None if requested == "padded" else why_padded(config, device, dtype)
+    if requested == "packed" and reason:
+        raise UserError(key, f"packed, but {reason}", "padded or auto", f"say {key}=auto")
+    if reason:
+        return False, [f"{key}=auto: padded, as {reason}"]
+    packed = requested != "padded"
+    dropout = getattr(config, "attention_probs_dropout_prob", 0.0) if packed else 0.0
+    return packed, [f"{key}: packed, attention dropout is 0 instead of {dropout}"] if dropout else []
+
+
+def pack(model: Any) -> None:
+    """Let a model of MODEL_TYPES run packed: from now on it takes what `packed_inputs` makes, and nothing else."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(ATTENTION, _attention)
+    AttentionMaskInterface.register(ATTENTION, lambda *args, **kwargs: None)
+    model.set_attn_implementation(ATTENTION)
+    model.base_model.encoder.register_forward_hook(_keep_first_tokens, with_kwargs=True)
+
+
+def is_packed(config: Any) -> bool:
+    """Whether the model of this config was given to `pack`."""
+    return getattr(config, "_attn_implementation", None) == ATTENTION
+
+
+def packed_inputs(config: Any, pairs: PackedPairs) -> dict[str, Any]:
+    """What the forward of a packed model takes, on the device of `pairs`; nothing is read back from there."""
+    inputs: dict[str, Any] = {
+        "input_ids": pairs.ids_T[None],
+        "position_ids": position_ids(config, pairs)[None],
+        "cu_seq_lens_q": pairs.cu_seqlens,
+        "max_length_q": pairs.longest,
+    }
+    if getattr(config, "type_vocab_size", 0) > 1:
+        inputs["token_type_ids"] = pairs.types_T[None]
+    return inputs
+
+
+def position_ids(config: Any, pairs: PackedPairs) -> torch.Tensor:
+    """positions_T as the model counts them for each pair by itself."""
+    lengths_N = pairs.cu_seqlens.diff()
+    starts_T = pairs.cu_seqlens[:-1].long().repeat_interleave(lengths_N, output_size=pairs.tokens)
+    if config.model_type not in COUNT_FROM_PADDING:
+        return torch.arange(pairs.tokens, device=starts_T.device) - starts_T
+    # These count the tokens that are not the padding id, which a text may contain: such a token has its own position.
+    counted_T = (pairs.ids_T != config.pad_token_id).long()
+    before_T = counted_T.cumsum(0) - counted_T
+    return (before_T - before_T[starts_T] + 1) * counted_T + config.pad_token_id
+
+
+def _keep_first_tokens(encoder: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+    """The last layer's one row as N pairs of one token, [1, T, H] -> [N, 1, H]: pooler and head read the first."""
+    starts_N = kwargs["cu_seq_lens_q"][:-1]
+    output["last_hidden_state"] = output["last_hidden_state"][0, starts_N][:, None]
+    return output
+
+
+def _attention(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, *,
+    cu_seq_lens_q: torch.Tensor, max_length_q: int, scaling: float | None = None, **kwargs: Any,
+) -> tuple[torch.Tensor, None]:  # fmt: skip
+    """[1, heads, T, width] each -> [1, T, heads, width]; no pair sees another."""
+    if query.device.type == "cuda":
+        from torch.nn.attention.varlen import varlen_attn
+
+        q_THW, k_THW, v_THW = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        out_THW = varlen_attn(
+            q_THW, k_THW, v_THW, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling
+        )
+        assert isinstance(out_THW, torch.Tensor)
+        return out_THW[None], None
+    lengths = cu_seq_lens_q.diff().tolist()
+    pairs = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
+    out = torch.cat([F.scaled_dot_product_attention(q, k, v, scale=scaling) for q, k, v in pairs], dim=2)
+    return out.transpose(1, 2), None
