@@ -44,12 +44,12 @@ class StepOutcome:
     """What an optimizer step did.
 
     Attributes:
-        grad_norm: norm of the gradient before clipping; None if the step was skipped.
+        grad_norm: norm of the gradient before clipping, maybe still on the device; None if the step was skipped.
         skipped: fp16 overflow: nothing was updated. All ranks agree.
         loss_scale: fp16's scale behind the step, else 1.
     """
 
-    grad_norm: float | None
+    grad_norm: float | torch.Tensor | None
     skipped: bool
     loss_scale: float
 
@@ -93,7 +93,7 @@ class Engine:
                 dist_init_required=False,
             )
         self._clip_norm = optim.max_grad_norm
-        self._norm_at_stage_0: float | None = None
+        self._norm_at_stage_0: torch.Tensor | None = None
         if stage == 0:
             # get_global_grad_norm() is None here; the clipping is the one place that knows the norm.
             self._engine.clip_fp32_gradients = self._clip_at_stage_0
@@ -137,7 +137,7 @@ class Engine:
         skipped = self._engine.skipped_steps > skipped_before
         norm = self._norm_at_stage_0 if self.stage == 0 else self._engine.get_global_grad_norm()
         scale = float(self._engine.optimizer.loss_scale) if self.precision is Precision.fp16 else 1.0
-        return StepOutcome(None if skipped or norm is None else float(norm), skipped, scale)
+        return StepOutcome(None if skipped else norm, skipped, scale)
 
     def fragments(self) -> Iterator[Fragment]:
         """This rank's share of every parameter's master weights and moments, on the CPU.
@@ -187,7 +187,7 @@ class Engine:
 
     def _clip_at_stage_0(self) -> None:
         limit = self._clip_norm or float("inf")
-        self._norm_at_stage_0 = float(nn.utils.clip_grad_norm_(self.module.parameters(), limit))
+        self._norm_at_stage_0 = nn.utils.clip_grad_norm_(self.module.parameters(), limit)
 
     def _make_states(self) -> None:
         """The optimizer's state must exist before it can be set: a step at rate zero on a loss of zero."""

@@ -31,6 +31,7 @@ from reranker.model.losses import Objective
 from reranker.model.reranker import DTYPES
 from reranker.model.unpad import resolve_packing
 from reranker.train.distributed import Ranks
+from reranker.train.flops import ModelFlops
 from reranker.train.loop import Plan
 
 
@@ -126,7 +127,7 @@ def count_lengths(job: Job) -> None:
         )
 
 
-def make_plan(job: Job, done: int) -> Plan:
+def make_plan(job: Job, done: int, flops: ModelFlops | None) -> Plan:
     """What the loop has to do, as pure functions of a step's number."""
     settings, steps = job.config.train, job.steps
     save_every = settings.save_every or job.evaluate_every
@@ -145,6 +146,7 @@ def make_plan(job: Job, done: int) -> Plan:
         warmup=job.config.optim.warmup,
         bad_limit=job.config.data.bad_limit,
         packed=job.packed,
+        flops=flops,
         objective=Objective(job.config.loss.labels, job.config.loss.distillation, job.config.loss.temperature),
         evaluate_after=evaluate_after,
         # A checkpoint that is evaluated is saved: the best one must exist.

@@ -11,11 +11,10 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 
 from reranker.data.collate import MicroBatch
 from reranker.data.permutation import keyed
@@ -24,6 +23,8 @@ from reranker.data.stream import StepBatches
 from reranker.errors import UserError
 from reranker.model.losses import Objective
 from reranker.train.distributed import Ranks
+from reranker.train.flops import ModelFlops
+from reranker.train.meter import Meter
 from reranker.train.schedule import learning_rate
 
 if TYPE_CHECKING:  # deepspeed takes seconds to import: the engine is made when everything else is in order
@@ -41,6 +42,7 @@ class Plan:
     warmup: float
     bad_limit: int
     packed: bool
+    flops: ModelFlops | None
     objective: Objective
     evaluate_after: Callable[[int], bool]
     save_after: Callable[[int], bool]
@@ -60,59 +62,6 @@ class Tally:
     bad: int = 0
 
 
-@dataclass
-class Meter:
-    """Counts of this rank since the last record."""
-
-    device: torch.device
-    packed: bool
-    started: float = field(default_factory=time.perf_counter)
-    waited: float = 0.0
-    steps: int = 0
-    skipped: int = 0
-    loss: torch.Tensor = field(init=False)
-    groups: int = 0
-    pairs: int = 0
-    tokens: int = 0
-    computed: int = 0
-    bad: int = 0
-
-    def __post_init__(self) -> None:
-        self.loss = torch.zeros((), dtype=torch.float64, device=self.device)
-
-    def count(self, batch: MicroBatch, loss: torch.Tensor) -> None:
-        self.loss += loss.detach()
-        self.pairs += batch.pairs
-        self.bad += len(batch.bad)
-        self.tokens += batch.tokens
-        self.computed += batch.packed.tokens if self.packed else len(batch.packed) * batch.packed.longest
-
-    def record(self, ranks: Ranks, outcome: StepOutcome, rate: float, epoch: float) -> dict[str, Any]:
-        """The metrics of all ranks since the last record: one collective, one read from the device."""
-        seconds = time.perf_counter() - self.started
-        counts = torch.tensor([self.pairs, self.tokens, self.computed, self.bad, self.waited], dtype=torch.float64)
-        sums = torch.cat([self.loss.view(1), counts.to(self.device)])
-        dist.all_reduce(sums)
-        loss, pairs, tokens, computed, bad, waited = sums.tolist()
-        metrics = {
-            "epoch": round(epoch, 6),
-            "train/loss": loss / max(1, self.groups - int(bad)),
-            "train/learning_rate": rate,
-            "train/grad_norm": outcome.grad_norm,
-            "train/loss_scale": outcome.loss_scale,
-            "train/skipped": self.skipped,
-            "speed/pairs_per_second": pairs / seconds,
-            "speed/tokens_per_second": tokens / seconds,
-            "data/useful_token_share": tokens / computed,
-            "data/wait_share": waited / seconds / ranks.world,
-            "data/bad_groups": int(bad),
-            "system/step_seconds": seconds / self.steps,
-        }
-        if self.device.type == "cuda":
-            metrics["system/peak_memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
-        return metrics
-
-
 def run(
     engine: Engine,
     plan: Plan,
@@ -125,7 +74,7 @@ def run(
     save: Callable[[int, Step, dict[str, Any] | None], None],
 ) -> None:
     """Train from `plan.done` to the end of the plan."""
-    meter = Meter(ranks.device, plan.packed)
+    meter = Meter(ranks.device, plan.packed, plan.flops)
     engine.train()
     for number in range(plan.done, plan.total):
         step, micro_batches = take(batches, ranks, meter)
@@ -148,7 +97,7 @@ def run(
             stop_if_lost(done, record["train/loss"], outcome)
             tally.bad += record["data/bad_groups"]
             stop_if_many(tally.bad, plan.bad_limit)
-            meter = Meter(ranks.device, plan.packed)
+            meter = Meter(ranks.device, plan.packed, plan.flops)
         scores, paused = None, time.perf_counter()
         if plan.evaluate_after(done):
             log(done, scores := evaluate())

@@ -27,6 +27,7 @@ from reranker.model.cross_encoder import load_config, load_model, load_tokenizer
 from reranker.model.unpad import pack
 from reranker.train import checkpoint, estimate, loop
 from reranker.train.distributed import Ranks, join, leave
+from reranker.train.flops import model_flops
 from reranker.train.job import Job, batches, count_lengths, make_plan, plain, prepare
 from reranker.train.progress import Progress
 from reranker.train.tracking import Tracker
@@ -145,6 +146,7 @@ def train_job(job: Job, ranks: Ranks, begun: Begun | None) -> None:
             gradient_checkpointing=config.model.gradient_checkpointing,
         )
     )
+    flops = model_flops(model)  # before ZeRO takes the weights apart
     if job.packed:
         pack(model)
     # Not before the model is known to load: a mistake leaves no run directory.
@@ -212,7 +214,7 @@ def train_job(job: Job, ranks: Ranks, begun: Begun | None) -> None:
 
     skipped = int(saved.get("step", 0)) - int(saved.get("updates", 0))
     tally = loop.Tally(skipped, int(saved.get("bad_groups", 0)))
-    plan = make_plan(job, done)
+    plan = make_plan(job, done, flops)
     try:
         loop.run(engine, plan, batches(job, cursor, ranks), ranks, tally=tally, log=log, evaluate=evaluate, save=save)
     finally:

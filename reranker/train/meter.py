@@ -1,0 +1,108 @@
+"""Counts of a rank between two records -> the metrics of all ranks: loss, speed, waste.
+
+Counting asks the device for nothing. A record costs one collective and one read from the device, in which the
+gradient's norm comes along.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from reranker.data.collate import MicroBatch
+from reranker.train.distributed import Ranks
+from reranker.train.flops import ModelFlops, peak_flops
+
+if TYPE_CHECKING:  # deepspeed takes seconds to import: the engine is made when everything else is in order
+    from reranker.train.engine import StepOutcome
+
+GIB = 2**30
+
+
+@dataclass
+class Meter:
+    """Counts of this rank since the last record.
+
+    Attributes:
+        packed: whether the forward computes the tokens of pairs alone.
+        flops: the model's arithmetic, where it is known.
+    """
+
+    device: torch.device
+    packed: bool
+    flops: ModelFlops | None
+    started: float = field(default_factory=time.perf_counter)
+    waited: float = 0.0
+    steps: int = 0
+    skipped: int = 0
+    loss: torch.Tensor = field(init=False)
+    groups: int = 0
+    pairs: int = 0
+    tokens: int = 0
+    squares: int = 0
+    computed: int = 0
+    bad: int = 0
+
+    def __post_init__(self) -> None:
+        self.loss = torch.zeros((), dtype=torch.float64, device=self.device)
+
+    def count(self, batch: MicroBatch, loss: torch.Tensor) -> None:
+        """A micro-batch as it came from the workers, in this machine's memory, and its loss, on the device."""
+        self.loss += loss.detach()
+        self.pairs += batch.pairs
+        self.bad += len(batch.bad)
+        self.tokens += batch.tokens
+        self.squares += int(batch.packed.cu_seqlens.diff().long().square().sum())
+        self.computed += batch.packed.tokens if self.packed else len(batch.packed) * batch.packed.longest
+
+    def record(self, ranks: Ranks, outcome: StepOutcome, rate: float, epoch: float) -> dict[str, Any]:
+        """The metrics of all ranks since the last record; a collective call.
+
+        `speed/mfu`, on GPUs of a known kind, is the model FLOPs of the useful tokens (`flops.ModelFlops.of`) in a
+        second, divided by what the GPUs could do in 16 bits; `speed/model_tflops` is the same without the division.
+        Both count everything that a step takes: waiting for data, the optimizer, communication.
+        """
+        counts = [self.pairs, self.tokens, self.squares, self.computed, self.bad, self.waited]
+        sums = torch.cat([self.loss.view(1), torch.tensor(counts, dtype=torch.float64).to(self.device)])
+        dist.all_reduce(sums)
+        norm = torch.as_tensor(0.0 if outcome.grad_norm is None else outcome.grad_norm, dtype=torch.float64)
+        *values, norm_ = torch.cat([sums, norm.to(self.device).view(1)]).tolist()  # the device is done with the step
+        seconds = time.perf_counter() - self.started
+        loss, pairs, tokens, squares, computed, bad, waited = values
+        metrics = {
+            "epoch": round(epoch, 6),
+            "train/loss": loss / max(1, self.groups - int(bad)),
+            "train/learning_rate": rate,
+            "train/grad_norm": None if outcome.grad_norm is None else norm_,
+            "train/loss_scale": outcome.loss_scale,
+            "train/skipped": self.skipped,
+            "speed/pairs_per_second": pairs / seconds,
+            "speed/tokens_per_second": tokens / seconds,
+            "speed/padding_share": 1 - tokens / computed,
+            "data/useful_token_share": tokens / computed,
+            "data/wait_share": waited / seconds / ranks.world,
+            "data/bad_groups": int(bad),
+            "system/step_seconds": seconds / self.steps,
+            "system/peak_memory_gib": peak_memory(self.device) / GIB,
+        }
+        if self.flops is not None:
+            rate_of_flops = self.flops.of(int(tokens), int(squares), int(pairs)) / seconds
+            metrics["speed/model_tflops"] = rate_of_flops / 1e12
+            peak = peak_flops(torch.cuda.get_device_name(self.device)) if self.device.type == "cuda" else None
+            if peak is not None:
+                metrics["speed/mfu"] = rate_of_flops / ranks.world / peak
+        return metrics
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes that this rank has taken at most: of the GPU's memory, or of the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    kib = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kib
