@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from reranker.config import MOST_OPEN, BatchPolicy, CacheConfig, Precision, TrainConfig
-from reranker.errors import UserError
+from reranker.errors import UserError, shorten
 
 
 def accumulation(groups: int, per_gpu: int, world: int) -> int:
@@ -53,7 +53,6 @@ def check_train(config: TrainConfig) -> None:
         ("data.shuffle_block", data.shuffle_block, 1),
         ("batch.groups", batch.groups, 1),
         ("batch.per_gpu", batch.per_gpu, 1),
-        ("batch.tokens", batch.tokens, 1),
         ("data.bad_limit", data.bad_limit, 0),
         ("data.retries", data.retries, 0),
         ("data.cache.gib", data.cache.gib, 0),
@@ -117,7 +116,9 @@ def check_train(config: TrainConfig) -> None:
     if not 0 < config.loss.temperature < math.inf:
         raise UserError("loss.temperature", str(config.loss.temperature), "a number above 0", "change the value")
     most = data.group_size * data.max_length
-    if batch.policy is BatchPolicy.tokens and batch.tokens < most:
+    if batch.tokens != "auto" and (not isinstance(batch.tokens, int) or isinstance(batch.tokens, bool)):
+        raise UserError("batch.tokens", shorten(batch.tokens), "a number or auto", "say batch.tokens=8192, for example")
+    if batch.policy is BatchPolicy.tokens and batch.tokens != "auto" and batch.tokens < most:
         raise UserError(
             "batch.tokens",
             str(batch.tokens),

@@ -143,8 +143,9 @@ class BatchConfig:
     """Micro-batches of `per_gpu` groups (fixed), or of up to `tokens` tokens, balanced over the ranks (tokens)"""
     per_gpu: int = 1
     """policy=fixed: groups of a micro-batch on one rank; accumulation follows as groups / (per_gpu x ranks)"""
-    tokens: int = 8192
-    """policy=tokens: tokens of a micro-batch on one rank at most, padding included where there is any"""
+    tokens: Any = field(default=8192, metadata={"kind": "int or auto"})
+    """policy=tokens: tokens of a micro-batch on one rank at most, padding included where there is any; auto: as many
+    as the GPU's memory holds, measured before the first step"""
     packing: Packing = Packing.auto
     """packed: no padding, attention within each pair; padded: to the longest; auto: packed where the model can"""
 

@@ -124,6 +124,10 @@ def choose_device(device: Device, local_rank: str | None) -> torch.device:
     return torch.device("cuda", local)
 
 
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
 def leave() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()

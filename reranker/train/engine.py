@@ -145,7 +145,7 @@ class Engine:
         A collective call while fp16 overflow has skipped every step so far, as there are no moments yet.
         """
         if not any("exp_avg" in state for state in self._torch_optimizer.state.values()):
-            self._make_states()
+            self.make_states()
         self._link_states()
         for name, parameter in self._engine.module.named_parameters():
             yield from read_parameter(name, parameter, self._plain_state(parameter), self._engine.global_rank)
@@ -155,7 +155,7 @@ class Engine:
 
         `steps` is the number of updates behind the state, for AdamW's bias correction.
         """
-        self._make_states()
+        self.make_states()
         self._link_states()
         world = self._engine.dp_world_size
         for name, parameter in self._engine.module.named_parameters():
@@ -189,8 +189,11 @@ class Engine:
         limit = self._clip_norm or float("inf")
         self._norm_at_stage_0 = nn.utils.clip_grad_norm_(self.module.parameters(), limit)
 
-    def _make_states(self) -> None:
-        """The optimizer's state must exist before it can be set: a step at rate zero on a loss of zero."""
+    def make_states(self) -> None:
+        """The optimizer's state, which must exist before it is set or measured: a step at rate zero on a loss of zero.
+
+        A collective call, before the first step.
+        """
         scaler = self.scaler_state()
         batch = ghost(pad_id=0).to(self.device)
         self.backward(listwise_cross_entropy(self.score(batch), batch.present_GP, batch.weight_G))

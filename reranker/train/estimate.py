@@ -13,7 +13,7 @@ import torch
 
 from reranker.config import BatchPolicy, Precision
 from reranker.model.cross_encoder import load_config
-from reranker.train.distributed import Ranks
+from reranker.train.distributed import Ranks, device_name
 from reranker.train.job import Job
 
 GIB = 2**30
@@ -62,16 +62,19 @@ def report(job: Job, ranks: Ranks) -> str:
     states = state_bytes(parameters, job.precision, job.stage, ranks.world)
     batch, data = config.batch, config.data
     if batch.policy is BatchPolicy.tokens:
-        pairs, length = max(1, batch.tokens // data.max_length), data.max_length
-        made = f"micro-batches of at most {batch.tokens:,} tokens per rank on {ranks.world} ranks"
+        pairs, length = max(data.group_size, (job.tokens or 0) // data.max_length), data.max_length
+        most = f"at most {job.tokens:,} tokens" if job.tokens else "as many tokens as will fit"
+        made = f"micro-batches of {most} per rank on {ranks.world} ranks"
     else:
         pairs, length = batch.per_gpu * data.group_size, data.max_length
         each = batch.groups // (batch.per_gpu * ranks.world)
         made = f"{batch.per_gpu} per rank x {ranks.world} ranks x {each} micro-batches"
     activations = activation_bytes(model, pairs, length, job.precision, config.model.gradient_checkpointing)
     seen = min(config.train.epochs * job.data.positions, job.steps * batch.groups)
-    kind = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "CPU"
-    rows = [("devices", f"{ranks.world} x {kind}"), ("precision", f"{job.precision.value}, ZeRO stage {job.stage}")]
+    rows = [
+        ("devices", f"{ranks.world} x {device_name(ranks.device)}"),
+        ("precision", f"{job.precision.value}, ZeRO stage {job.stage}"),
+    ]
     for source, share in zip(sources, job.data.mixture.shares, strict=True):
         packed = f"{source.manifest.groups:,} groups in {len(source.manifest.shards)} shards"
         taken = f"{source.name}: {packed}, {share.positions:,} an epoch" if source.name else packed

@@ -46,6 +46,8 @@ class Job:
     packed: bool
     evaluator: Any
     world: int
+    tokens: int | None
+    """Tokens of a micro-batch at most; None: yet to be measured."""
 
     @property
     def run_dir(self) -> Path:
@@ -64,6 +66,12 @@ class Job:
     @property
     def start(self) -> Cursor:
         return Cursor(self.config.train.seed, 0, 0, self.config.batch.groups, fingerprint(self.data.sources))
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of a micro-batch beyond which a rank's share of a step is whole."""
+        batch, data = self.config.batch, self.config.data
+        return -(-batch.groups // self.world) * data.group_size * data.max_length
 
     @property
     def evaluate_every(self) -> int:
@@ -88,7 +96,8 @@ def prepare(config: TrainConfig, ranks: Ranks, evaluator: Callable[..., Any]) ->
     data = config.data
     tokenizer = PairTokenizer(hugging_face, Contract(data.max_length, data.query_max_length, data.truncation.value))
     dev = evaluator(data.dev, tokenizer) if data.dev else None
-    job = Job(config, open_data(config, tokenizer), precision, stage, packed, dev, ranks.world)
+    job = Job(config, open_data(config, tokenizer), precision, stage, packed, dev, ranks.world,
+              None if config.batch.tokens == "auto" else config.batch.tokens)  # fmt: skip
     if Path(config.run_dir).exists() and not Path(config.run_dir).is_dir():
         raise UserError("run_dir", f"{config.run_dir}, which is a file", "a directory", "choose another one")
     return job, [*told, *why]
@@ -164,10 +173,12 @@ def make_step(job: Job, epoch: int, step: int) -> Step:
     # The groups of the step, whatever its slots: how many tokens they show may depend on the progress.
     whole = plan_fixed(epoch, step, total, batch.groups, batch.groups, 1)
 
+    assert job.tokens is not None, "measured before the first step is planned"
+
     def lengths(position: int) -> list[int]:
         return job.data.pair_lengths(job.data.locate(epoch, position), whole)
 
-    return plan_tokens(epoch, step, total, batch.groups, batch.tokens, job.world, lengths, job.packed)
+    return plan_tokens(epoch, step, total, batch.groups, job.tokens, job.world, lengths, job.packed)
 
 
 def batches(job: Job, cursor: Cursor, ranks: Ranks) -> Iterator[StepBatches]:

@@ -7,6 +7,7 @@ Mistakes are found on all ranks together, so that none is left waiting.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Callable
@@ -19,14 +20,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # our workers are the 
 import torch
 
 from reranker.checks import check_train
-from reranker.config import TrainConfig
+from reranker.config import BatchPolicy, TrainConfig
 from reranker.data.plan import Cursor, Step, check_cursor, steps_taken
 from reranker.errors import UserError
 from reranker.files import write_json
 from reranker.model.cross_encoder import load_config, load_model, load_tokenizer, score_pairs
 from reranker.model.unpad import pack
 from reranker.train import checkpoint, estimate, loop
-from reranker.train.distributed import Ranks, join, leave
+from reranker.train.capacity import find_tokens
+from reranker.train.distributed import Ranks, device_name, join, leave
 from reranker.train.flops import model_flops
 from reranker.train.job import Job, batches, count_lengths, make_plan, plain, prepare
 from reranker.train.progress import Progress
@@ -163,9 +165,11 @@ def train_job(job: Job, ranks: Ranks, begun: Begun | None) -> None:
         device=ranks.device,
         timeout=config.train.timeout,
     )
+    saved = begun.state if begun else {}
+    if job.config.batch.policy is BatchPolicy.tokens and job.tokens is None:
+        job = dataclasses.replace(job, tokens=measured_tokens(job, engine, ranks, saved.get("measured")))
     if begun is not None:
         resume(begun, engine, ranks)
-    saved = begun.state if begun else {}
     cursor, done = (begun.cursor, begun.steps) if begun else (job.start, 0)
     selection = {"metric": config.train.metric, "dev": job.dev_sha256}
     best: dict[str, Any] = dict(saved.get("best") or {})
@@ -204,6 +208,7 @@ def train_job(job: Job, ranks: Ranks, begun: Begun | None) -> None:
             "stage": job.stage,
             "precision": job.precision.value,
             "packed": job.packed,
+            "measured": {"tokens": job.tokens, "device": device_name(ranks.device)},
             "tracking_run_id": tracker.run_id,
             "config": plain(config),
             "versions": versions(),
@@ -220,6 +225,20 @@ def train_job(job: Job, ranks: Ranks, begun: Begun | None) -> None:
     finally:
         progress.close()
         tracker.close()
+
+
+def measured_tokens(job: Job, engine: Any, ranks: Ranks, saved: dict[str, Any] | None) -> int:
+    """batch.tokens=auto: as measured now, or before on a device of the same kind, so that a resume plans alike."""
+    same = saved is not None and saved["tokens"] and all(
+        name == saved["device"] for name in ranks.gather(device_name(ranks.device))
+    )  # fmt: skip
+    data = job.config.data
+    tokens = saved["tokens"] if saved is not None and same else (
+        find_tokens(engine, ranks, data.group_size, data.max_length, job.most_tokens)
+    )  # fmt: skip
+    if ranks.first:
+        print(f"batch.tokens=auto: {tokens:,} tokens", file=sys.stderr)
+    return int(tokens)
 
 
 def resume(begun: Begun, engine: Any, ranks: Ranks) -> None:

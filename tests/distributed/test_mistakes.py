@@ -188,6 +188,8 @@ TRAIN_MISTAKES: dict[str, str | tuple[str, str]] = {
     "data.shards={a:shards,b:{directory:shards}}": "data.shards.b: found {'directory': 'shards'}, expected a directory or {shards: DIR, weight: NUMBER}; say b: DIR",
     "data.shards={a:shards,b:nowhere}": "data.shards.b: found nowhere, no such directory, expected shards with a manifest.json; write them with reranker pack groups=FILE output=DIR, or index those of others with reranker index",
     "batch.policy=tokens batch.tokens=100": "batch.tokens: found 100, expected at least data.group_size x data.max_length = 144, the longest group; raise it or lower one of the two",
+    "batch.tokens=many": "batch.tokens: found 'many', expected a number or auto; say batch.tokens=8192, for example",
+    "batch.packing=packt": "batch.packing: found 'packt', expected auto|packed|padded; did you mean packed?",
     "batch.policy=token": "batch.policy: found 'token', expected fixed|tokens; did you mean tokens?",
     "data.bad=skip": "data.bad: found 'skip', expected raise|ghost; say data.bad=raise, for example",
     "loss.labels=0": "loss.labels: found 0, as loss.distillation, expected a weight above 0 for one of them; change one",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from reranker.model.cross_encoder import score_pairs
 from tests.distributed.conftest import Inputs, make_inputs, records
+from tests.unit.test_unpad import centred, error, model_of, packed_copy, some_pairs
 
 pytestmark = pytest.mark.gpu
 STEPS = 12
@@ -57,3 +60,37 @@ def test_fp16_is_the_default_on_a_gpu(inputs: Inputs, tmp_path: Path) -> None:
     _train(inputs, tmp_path / "auto")
     newest = sorted((tmp_path / "auto" / "checkpoints").glob("step-*"))[-1]
     assert json.loads((newest / "state.json").read_text())["precision"] == "fp16"
+
+
+def test_packed_and_padded_learn_alike(inputs: Inputs, tmp_path: Path) -> None:
+    losses = [
+        _train(inputs, tmp_path / packing, precision="bf16", **{"batch.packing": packing, "model.dropout": 0.0})
+        for packing in ("packed", "padded")
+    ]
+    assert max(abs(packed - padded) for packed, padded in zip(*losses, strict=True)) < 0.05
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_the_largest_micro_batch_is_measured_kept_and_learns_alike(inputs: Inputs, tmp_path: Path, stage: int) -> None:
+    by_tokens = {"batch.policy": "tokens", "deepspeed": f"zero{stage}", "precision": "bf16", "model.dropout": 0.0}
+    losses = [
+        _train(inputs, tmp_path / str(tokens), **by_tokens, **{"batch.tokens": tokens}) for tokens in ("auto", 300)
+    ]
+    assert max(abs(auto - set_) for auto, set_ in zip(*losses, strict=True)) < 0.05
+    newest = sorted((tmp_path / "auto" / "checkpoints").glob("step-*"))[-1]
+    measured = json.loads((newest / "state.json").read_text())["measured"]
+    assert measured["tokens"] > 300
+    assert measured["device"] == torch.cuda.get_device_name(0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_packed_kernel_is_as_exact_as_the_padded_forward(dtype: torch.dtype) -> None:
+    """Scores of pairs of 1 to 512 tokens, against float64 on the CPU."""
+    model = model_of("xlm-roberta").to(dtype)
+    pairs = some_pairs([5, 90, 3, 12, 512, 4, 1, 33, 33])
+    exact = centred(score_pairs(copy.deepcopy(model).double(), pairs))
+    padded = copy.deepcopy(model).cuda()
+    packed = packed_copy(model).cuda()
+    on_gpu = pairs.to(torch.device("cuda"))
+    errors = [error(centred(score_pairs(forward, on_gpu).cpu()), exact) for forward in (padded, packed)]
+    assert errors[1] < 1.5 * errors[0]

@@ -37,7 +37,8 @@ def job(
         sources.append(Source(name, manifest, ShardReader("d", manifest), (weights or [1.0] * len(sizes))[number]))
     tokenizer = PairTokenizer(load_tokenizer(config.model.name, None), Contract())
     data = DataSet(sources, tokenizer, Choice(config.data.group_size), 42, 64, 1)
-    return Job(config, data, precision, stage, None, world)
+    tokens = None if config.batch.tokens == "auto" else config.batch.tokens
+    return Job(config, data, precision, stage, True, None, world, tokens)
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +113,7 @@ def test_the_report_tells_the_batch_arithmetic_the_steps_and_the_sizes(model: Pa
         "precision": "fp32, ZeRO stage 2",
         "data": "1,234 groups in 2 shards, 3 passages each",
         "batch": "24 groups a step = 2 per rank x 4 ranks x 3 micro-batches",
+        "forward": "packed, no padding",
         "steps": "156, 3,702 groups, 11,106 pairs",
         "parameters": f"{parameters / 1e6:.1f}M, of which {embedding / 1e6:.1f}M token embeddings",
         "memory per rank": ", ".join(f"{name} {size / GIB:.2f} GiB" for name, size in states.items()),
@@ -143,3 +145,7 @@ def test_micro_batches_by_tokens_are_reported_by_their_limit(model: Path) -> Non
     text = report(job(config, [[1000]], world=3), Ranks(0, 3, torch.device("cpu"), None))
     assert "batch            32 groups a step = micro-batches of at most 4,096 tokens per rank on 3 ranks" in text
     assert "(8 pairs of 512 tokens)" in text
+    config.batch.tokens = "auto"
+    text = report(job(config, [[1000]], world=3), Ranks(0, 3, torch.device("cpu"), None))
+    assert "micro-batches of as many tokens as will fit per rank on 3 ranks" in text
+    assert "(3 pairs of 512 tokens)" in text
