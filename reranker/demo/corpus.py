@@ -8,6 +8,7 @@ Licences and authors: `documents/NOTICE.md`.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -59,5 +60,10 @@ def fingerprint() -> str:
 
 
 def _read(name: str) -> list[dict[str, Any]]:
-    with open_text(DOCUMENTS / name) as lines:
-        return [json.loads(line) for line in lines]
+    return [dict(record) for record in _records(DOCUMENTS / name)]
+
+
+@functools.lru_cache(maxsize=4)
+def _records(path: Path) -> tuple[dict[str, Any], ...]:
+    with open_text(path) as lines:
+        return tuple(json.loads(line) for line in lines)

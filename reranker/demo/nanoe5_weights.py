@@ -120,7 +120,7 @@ def _parse_vocabulary(reader: _Reader) -> Vocabulary:
     offsets = reader.array("<u4", count + 1)
     scores = reader.array("<f4", count)
     text = reader.take(text_bytes)
-    pieces = [text[start:stop].decode("utf-8") for start, stop in itertools.pairwise(offsets)]
+    pieces = [text[start:stop].decode("utf-8") for start, stop in itertools.pairwise(offsets.tolist())]
     return Vocabulary(pieces, scores.astype(np.float32))
 
 
@@ -141,5 +141,8 @@ def _dequantise(data: NDArray[np.uint8]) -> Floats:
     """
     blocks = data.reshape(-1, 18)
     scales = blocks[:, :2].copy().view("<f2").astype(np.float32)
-    halves = np.concatenate([blocks[:, 2:] & 15, blocks[:, 2:] >> 4], axis=1)
-    return ((halves.astype(np.float32) - 8.0) * scales).reshape(-1)
+    weights = np.empty((len(blocks), 32), np.float32)
+    np.subtract(blocks[:, 2:] & 15, np.float32(8), out=weights[:, :16])
+    np.subtract(blocks[:, 2:] >> 4, np.float32(8), out=weights[:, 16:])
+    weights *= scales
+    return weights.reshape(-1)

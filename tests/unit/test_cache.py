@@ -138,10 +138,10 @@ def test_a_server_of_ranges_is_read_in_ranges(tmp_path: Path) -> None:
 def test_a_file_may_take_longer_than_the_five_minutes_of_aiohttp(
     cache: ShardCache, server: FileServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(aiohttp.client, "DEFAULT_TIMEOUT", aiohttp.ClientTimeout(total=0.2))
+    monkeypatch.setattr(aiohttp.client, "DEFAULT_TIMEOUT", aiohttp.ClientTimeout(total=0.1))
     fsspec.get_filesystem_class("http").clear_instance_cache()
     server.mishaps["a"] = ["stall"]
-    threading.Timer(0.5, server.resume.set).start()
+    threading.Timer(0.25, server.resume.set).start()
     assert fetched(cache, server, "a")
     assert server.gets == ["a"]
 

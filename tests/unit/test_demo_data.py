@@ -203,8 +203,8 @@ def test_the_teacher_is_the_base_model_as_the_embedder_that_it_was(made: Path, o
     scores = [score for group in groups for score in (*(group.pos_scores or ()), *(group.neg_scores or ()))]
     assert 50 < min(scores) < max(scores) <= 100
     first = sum(max(group.pos_scores or ()) > max(group.neg_scores or ()) for group in groups)
-    # The right passage above five that BM25 finds: by chance one in six.
-    assert first / len(groups) > 0.5
+    # The right passage above five that BM25 finds: by chance one in six. Without the mean over tokens 0.6 at most.
+    assert first / len(groups) > 0.62
 
 
 def test_negatives_are_the_best_that_bm25_finds(own: list[dict[str, Any]], index: BM25Index) -> None:

@@ -168,9 +168,18 @@ def groups(draw: st.DrawFn) -> Group:
 
 @given(written=st.lists(groups(), min_size=1, max_size=5))
 def test_what_is_written_is_read_again(written: list[Group], tmp_path_factory: pytest.TempPathFactory) -> None:
-    path = tmp_path_factory.mktemp("groups") / "a.jsonl"
+    path = tmp_path_factory.getbasetemp() / "what-is-written.jsonl"  # one for all examples
     assert write_groups(path, written) == len(written)
     assert list(read_groups(path)) == written
+
+
+def test_a_record_holds_the_keys_that_it_has_in_a_fixed_order() -> None:
+    assert GROUP.to_json() == '{"query":"수도는?","pos":["서울"],"neg":["부산","대구"]}'
+    full = Group("수도는?", ("서울",), ("부산",), (1.5,), (-2.0,), "7", "답을 찾으세요:")
+    assert full.to_json() == (
+        '{"query":"수도는?","pos":["서울"],"neg":["부산"],"pos_scores":[1.5],"neg_scores":[-2.0],"id":"7",'
+        '"prompt":"답을 찾으세요:"}'
+    )
 
 
 def test_a_file_of_groups_is_whole_or_absent(tmp_path: Path) -> None:

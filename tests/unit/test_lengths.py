@@ -306,7 +306,7 @@ def test_lengths_that_are_missing_are_counted_beside_the_shards_once(
     shards: Path, hugging_face: dict[str, Any], tokenizers: dict[str, PairTokenizer]
 ) -> None:
     reader = ShardReader(shards, load_manifest(shards))
-    lengths = find_or_write_lengths(reader, tokenizers["b"], shards.parent / "cache", workers=2)
+    lengths = find_or_write_lengths(reader, tokenizers["b"], shards.parent / "cache")
     assert lengths.directory == str(shards / lengths_name(tokenizers["b"].fingerprint))
     assert of_all_groups(lengths, shards) == expected(hugging_face["b"])
     before = times(shards)

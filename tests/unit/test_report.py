@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from reranker import __version__
 from reranker.config import Device, EvaluateConfig, FirstStageConfig, Precision
 from reranker.errors import UserError
-from reranker.evaluate import report
+from reranker.evaluate import report, table
 from reranker.evaluate.report import FILES, evaluate_command
 from tests.tiny import tiny_model
 
@@ -94,8 +94,9 @@ def test_the_table_holds_the_systems_with_their_metrics_and_intervals(
 
 
 def test_unchanged_inputs_show_the_saved_table_and_changed_ones_do_not(
-    inputs: Callable[..., EvaluateConfig], models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    inputs: Callable[..., EvaluateConfig], models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     shutil.copytree(models / "tuned", tmp_path / "model")
     config = inputs(model=str(tmp_path / "model"))
 
@@ -109,6 +110,7 @@ def test_unchanged_inputs_show_the_saved_table_and_changed_ones_do_not(
     assert not again()
     assert again(force=True)
     assert {name: (tmp_path / "report" / name).read_bytes() for name in FILES[:-1]} == first
+    monkeypatch.setattr(table, "draw", lambda rows, details, stream: None)  # takes as long as the scores
     assert not again(batch_tokens=64)  # changes nothing but the speed
     assert again(depth=5)
     assert again()
@@ -145,6 +147,8 @@ def test_scores_of_another_version_device_or_precision_are_not_taken_over(
     inputs: Callable[..., EvaluateConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
+    monkeypatch.setattr(table, "draw", lambda rows, details, stream: None)  # takes as long as the scores
+
     def scored(**changes: Any) -> list[str]:
         capsys.readouterr()
         evaluate_command(inputs(sample=4, device=Device.cpu, **changes))
@@ -155,12 +159,14 @@ def test_scores_of_another_version_device_or_precision_are_not_taken_over(
     here = json.loads((tmp_path / "report/details.json").read_text())["environment"]
     assert here == {"device": "cpu", "precision": "fp32", "reranker": __version__, "torch": version("torch"),
                     "transformers": version("transformers")}  # fmt: skip
-    for changed in here:
-        # The report of another machine or installation, with all else equal.
-        with monkeypatch.context() as elsewhere:
-            elsewhere.setattr(report, "environment_of", lambda config, other=changed: here | {other: "other"})
+    with monkeypatch.context() as elsewhere:
+        other: dict[str, str] = {}
+        elsewhere.setattr(report, "environment_of", lambda config: here | other)
+        for changed in here:
+            # The report of another machine or installation, with all else equal to the one before.
+            other[changed] = "other"
             assert scored() == ["base", "fine-tuned"], changed
-        assert scored() == ["base", "fine-tuned"], changed
+    assert scored() == ["base", "fine-tuned"]
     assert scored(precision=Precision.fp32) == []  # what auto means here
     (tmp_path / "report/details.json").unlink()
     assert scored() == []

@@ -16,13 +16,14 @@ from pathlib import Path
 import pytest
 
 from reranker import cli
-from reranker.config import PackConfig
+from reranker.config import DataVerifyConfig, PackConfig
 from reranker.data.lengths import lengths_name
 from reranker.data.manifest import load_manifest
 from reranker.data.tokenize import Contract, PairTokenizer
 from reranker.files import sha256
 from reranker.groups import Group, write_groups
 from reranker.prepare.pack import pack_command
+from reranker.prepare.verify import verify_command
 from tests.tiny import tiny_model
 
 GROUPS = [Group(f"질문 {n}", (f"정답 {n}",), tuple(f"오답 {n} {i}" for i in range(n % 4 + 1))) for n in range(25)]
@@ -65,8 +66,8 @@ Run = Callable[..., tuple[int, list[str]]]
 def verify(capsys: pytest.CaptureFixture[str]) -> Run:
     """The exit code of the command and the lines that it prints, without the directory of the shards."""
 
-    def run(directory: Path | str, *arguments: str) -> tuple[int, list[str]]:
-        code = cli.main(["data", "verify", str(directory), *arguments])
+    def run(directory: Path | str, **settings: int) -> tuple[int, list[str]]:
+        code = verify_command(DataVerifyConfig(str(directory), **settings))
         out, err = capsys.readouterr()
         assert "error" not in err
         return code, out.replace(f"{directory}/", "").replace(f"{directory}:", "shards:").splitlines()
@@ -89,16 +90,15 @@ WHOLE = "shards: 25 groups in 3 shards, token lengths of 1 tokenizer, every byte
 
 @pytest.mark.parametrize("workers", [1, 4])
 def test_whole_shards_pass(workers: int, packed: Path, verify: Run) -> None:
-    assert verify(packed, f"workers={workers}") == (0, [WHOLE])
+    assert verify(packed, workers=workers) == (0, [WHOLE])
 
 
-def test_the_bar_counts_the_bytes_of_the_tars(packed: Path) -> None:
+def test_the_bar_counts_the_bytes_of_the_tars(packed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     size = sum((packed / name).stat().st_size for name in TARS)
-    command = [sys.executable, "-m", "reranker", "data", "verify", str(packed)]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0
-    assert result.stdout == WHOLE.replace("shards:", f"{packed}:", 1) + "\n"
-    assert f"verify: 100%|██████████| {size / 1000:.1f}k/{size / 1000:.1f}k [" in result.stderr
+    assert cli.main(["data", "verify", str(packed)]) == 0
+    out, err = capsys.readouterr()
+    assert out == WHOLE.replace("shards:", f"{packed}:", 1) + "\n"
+    assert f"verify: 100%|██████████| {size / 1000:.1f}k/{size / 1000:.1f}k [" in err
 
 
 def test_a_flipped_bit_is_named_by_its_member(shards: Path, verify: Run) -> None:
