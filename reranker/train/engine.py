@@ -81,7 +81,7 @@ class Engine:
         parameters = sum(parameter.numel() for parameter in model.parameters())
         optimizer = torch.optim.AdamW(
             parameter_groups(model, optim.weight_decay), lr=0.0, betas=(optim.betas[0], optim.betas[1]), eps=optim.eps,
-            fused=device.type == "cuda",
+            fused=True,
         )  # fmt: skip
         bucket = reduce_bucket_size or max(1_000_000, min(_LARGEST_BUCKET, parameters // 4))
         # At stage 1 in bf16 DeepSpeed prints its memory use, whatever its log level.
