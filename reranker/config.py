@@ -420,7 +420,7 @@ class DemoConfig:
     teacher: bool = True
     """Scores of the base model as an embedder, for loss.distillation"""
     dev_queries: int = 128
-    """Headings of the dev documents, and as many of their first sentences, that select checkpoints"""
+    """Headings of the dev documents that select checkpoints, and at most as many of their first sentences"""
     dev_negatives: int = 9
     """BM25 negatives of each dev query"""
     force: bool = False

@@ -1,4 +1,4 @@
-"""Break each guarantee of the data side in one place, and show that a test which is named for it fails.
+"""Break each guarantee of data and forward in one place, and show that a test which is named for it fails.
 
 A test that passes whatever the code does proves nothing. Each mutation is one replacement in a copy of the package;
 the named test runs against the copy and must fail, and not for an error of the test run. In the unbroken copy the same tests pass. `bash launch/test.sh --all` runs this; by itself:
@@ -125,6 +125,26 @@ MUTATIONS = [
         "the cursor stays behind the step that was done", "data/plan.py",
         "position = step.step * self.groups + step.groups", "position = step.step * self.groups",
         "tests/unit/test_plan.py::test_a_cursor_continues_exactly_at_any_step_under_any_world_size",
+    ),
+    Mutation(
+        "packed pairs see each other", "model/unpad.py",
+        "lengths = cu_seq_lens_q.diff().tolist()", "lengths = [query.shape[2]]",
+        "tests/unit/test_unpad.py::test_no_pair_sees_another",
+    ),
+    Mutation(
+        "positions run on from pair to pair", "model/unpad.py",
+        "(before_T - before_T[starts_T] + 1) * counted_T", "(before_T + 1) * counted_T",
+        "tests/unit/test_unpad.py::test_positions_are_the_models_own",
+    ),
+    Mutation(
+        "the score is read behind a pair's last token", "model/unpad.py",
+        'starts_N = kwargs["cu_seq_lens_q"][:-1]', 'starts_N = kwargs["cu_seq_lens_q"][1:] - 1',
+        "tests/unit/test_unpad.py::test_packed_scores_and_gradients_equal_float64_as_the_padded_do",
+    ),
+    Mutation(
+        "a micro-batch is tried that memory does not allow", "train/capacity.py",
+        "following = min(room, most, 4 * tokens) // least * least", "following = min(most, 4 * tokens) // least * least",
+        "tests/unit/test_capacity.py::test_the_largest_that_fits_is_found_and_nothing_larger_is_tried",
     ),
 ]  # fmt: skip
 

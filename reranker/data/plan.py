@@ -138,12 +138,15 @@ def plan_tokens(
 
 
 def slot_cost(groups: Sequence[Sequence[int]], packed: bool) -> int:
-    """Tokens that a micro-batch of groups computes, from the lengths of each group's pairs."""
+    """Tokens that a micro-batch of groups computes, from the lengths of each group's pairs.
+
+    A group of fewer pairs than the others gets pairs of one token: as many places when padded; packed, they are not
+    counted.
+    """
     if not groups:
         return 0
     if packed:
         return sum(sum(pairs) for pairs in groups)
-    # A group of fewer pairs than the others is filled up with copies.
     return len(groups) * max(map(len, groups)) * max(max(pairs) for pairs in groups)
 
 

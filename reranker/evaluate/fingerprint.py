@@ -42,7 +42,7 @@ def settings_of(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def environment_of(config: EvaluateConfig) -> dict[str, str]:
-    """What else scores depend on: {"device": its type, "precision": never auto, and the versions of what computes}.
+    """What else scores depend on: device (its type), precision (never auto), packing (as asked for), versions.
 
     Raises UserError for a device or precision that this machine does not have.
     """
@@ -50,7 +50,7 @@ def environment_of(config: EvaluateConfig) -> dict[str, str]:
 
     device, precision = device_and_precision(config.device.value, config.precision.value)
     versions = {"reranker": __version__, **{name: version(name) for name in ("torch", "transformers")}}
-    return {"device": device.type, "precision": precision.value, **versions}
+    return {"device": device.type, "precision": precision.value, "packing": config.packing.value, **versions}
 
 
 def inputs_of(config: EvaluateConfig, known: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -208,6 +208,8 @@ def _facts(
         groups_seen=state.get("groups_seen"),
         world=state.get("world"),
         precision=state.get("precision"),
+        packed=state.get("packed"),
+        measured_tokens=(state.get("measured") or {}).get("tokens"),
         stage=state.get("stage"),
         dev={name: dev[name] for name in METRICS if name in dev},
         versions=state.get("versions") or {},

@@ -45,6 +45,8 @@ class CardFacts:
         step, epoch, groups_seen: of the chosen checkpoint, or None.
         world, precision, stage: ranks, precision and ZeRO stage that the training ran with, or None; the
             settings hold what was asked for.
+        packed: whether its forward was packed, which has no attention dropout, or None.
+        measured_tokens: tokens of a micro-batch, where they were measured.
         dev: metrics of the chosen checkpoint on the dev groups.
         performance: of exactly the exported weights in an evaluation, or None.
         versions: of the libraries that trained.
@@ -65,6 +67,8 @@ class CardFacts:
     world: int | None = None
     precision: str | None = None
     stage: int | None = None
+    packed: bool | None = None
+    measured_tokens: int | None = None
     dev: Mapping[str, float] = field(default_factory=dict)
     performance: Performance | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -285,7 +289,7 @@ def _parameters(facts: CardFacts) -> list[tuple[str, Any]]:
         ("steps at most", train.get("max_steps")),
         ("per-GPU batch (groups)", per_gpu),
         ("gradient accumulation", accumulation),
-        ("per-GPU batch (tokens at most)", batch.get("tokens") if by_tokens else None),
+        ("per-GPU batch (tokens at most)", (facts.measured_tokens or batch.get("tokens")) if by_tokens else None),
         ("GPUs or processes", facts.world),
         ("groups a step", groups),
         ("group size", data.get("group_size")),
@@ -299,6 +303,7 @@ def _parameters(facts: CardFacts) -> list[tuple[str, Any]]:
         ("optimizer", f"AdamW, betas {betas}, eps {optim['eps']:g}" if betas else None),
         ("gradient clipping", _number(clipping) if clipping else None),
         ("dropout", None if dropout is None else f"{dropout:g}"),
+        ("forward", {True: "packed (attention dropout 0)", False: "padded", None: None}[facts.packed]),
         ("gradient checkpointing", "yes" if model.get("gradient_checkpointing") else None),
         ("ZeRO stage", facts.stage),
         ("seed", train.get("seed")),

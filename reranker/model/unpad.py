@@ -49,17 +49,25 @@ def why_padded(config: Any, device: torch.device, dtype: torch.dtype) -> str | N
 
 
 def resolve_packing(
-    requested: str, config: Any, device: torch.device, dtype: torch.dtype, key: str = "batch.packing"
+    requested: str,
+    config: Any,
+    device: torch.device,
+    dtype: torch.dtype,
+    key: str = "batch.packing",
+    dropout: float | None = None,
 ) -> tuple[bool, list[str]]:
-    """(whether to run packed, what to tell the user). Raises UserError for `packed` where it cannot be."""
+    """(whether to run packed, what to tell the user). Raises UserError for `packed` where it cannot be.
+
+    `dropout` is what replaces the config's, if anything does.
+    """
     reason = None if requested == "padded" else why_padded(config, device, dtype)
     if requested == "packed" and reason:
         raise UserError(key, f"packed, but {reason}", "padded or auto", f"say {key}=auto")
     if reason:
         return False, [f"{key}=auto: padded, as {reason}"]
     packed = requested != "padded"
-    dropout = getattr(config, "attention_probs_dropout_prob", 0.0) if packed else 0.0
-    return packed, [f"{key}: packed, attention dropout is 0 instead of {dropout}"] if dropout else []
+    dropped = getattr(config, "attention_probs_dropout_prob", 0.0) if dropout is None else dropout
+    return packed, [f"{key}: packed, attention dropout is 0 instead of {dropped}"] if packed and dropped else []
 
 
 def pack(model: Any) -> None:

@@ -1,6 +1,6 @@
 """batch.tokens=auto: the largest micro-batch that a rank's memory holds, found before the first step.
 
-A forward and backward of made-up pairs of the longest kind is measured, in growing sizes; its loss is zero, so that
+A forward and backward of made-up pairs is measured, in growing sizes, as training runs them; its loss is zero, so that
 nothing is learned from it. The optimizer's states exist by then. Ranks measure together and agree on the least: under
 ZeRO 2 and 3 a backward is a collective call, and a micro-batch that only some ranks can hold would end them all.
 """
@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from reranker.data.collate import MicroBatch, collate
+from reranker.data.collate import MicroBatch, collate, ghost
 from reranker.data.tokenize import Pair
+from reranker.errors import UserError
 from reranker.train.distributed import Ranks
 
 if TYPE_CHECKING:  # deepspeed takes seconds to import: the engine is made when everything else is in order
@@ -23,18 +24,24 @@ MARGIN = 0.9
 """Share of the memory that may be taken: fragments and communication buffers need the rest."""
 CPU_TOKENS = 4096
 """On a CPU larger micro-batches gain nothing: the memory of a machine is not what limits them."""
+SHORT = 32
+"""Tokens of a pair for which attention's backward, which rounds each pair up, takes the most memory a token."""
+_FAR_TOO_MUCH = 2**62
 
 
-def find_tokens(engine: Engine, ranks: Ranks, passages: int, max_length: int, most: int) -> int:
+def find_tokens(engine: Engine, ranks: Ranks, passages: int, max_length: int, most: int, packed: bool) -> int:
     """Tokens of a micro-batch, alike on every rank; a collective call.
 
     Args:
         passages, max_length: of a group; one whole group is the least that a micro-batch can be.
         most: what no step can fill.
+
+    Raises UserError, on every rank alike, where not even one group fits.
     """
     least = passages * max_length
     if ranks.device.type != "cuda":
         return max(least, min(most, CPU_TOKENS))
+    engine.train()  # dropout and gradient checkpointing take their memory then alone
     engine.make_states()
     free, _ = torch.cuda.mem_get_info(ranks.device)
     limit = min(ranks.gather(int(MARGIN * (free + torch.cuda.memory_reserved(ranks.device)))))
@@ -42,38 +49,62 @@ def find_tokens(engine: Engine, ranks: Ranks, passages: int, max_length: int, mo
     def measure(tokens: int) -> int:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(ranks.device)
-        if tokens:
-            batch = longest_groups(tokens // least, passages, max_length).to(ranks.device)
-            engine.backward(0.0 * engine.score(batch).float().sum())
-        return max(ranks.gather(torch.cuda.max_memory_reserved(ranks.device)))
+        # Without tokens: what is taken before, the gradients among it.
+        batch = made_up(tokens, passages, max_length, packed) if tokens else ghost(pad_id=0)
+        try:
+            engine.backward(0.0 * engine.score(batch.to(ranks.device)).float().sum())
+            need = torch.cuda.max_memory_reserved(ranks.device)
+        except torch.OutOfMemoryError:
+            if engine.stage > 1:
+                raise  # in the middle of a collective: the others cannot be told
+            need = _FAR_TOO_MUCH
+        return max(ranks.gather(need))
 
     found = largest(measure, least, most, limit)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(ranks.device)  # the training's own peak is to be recorded
+    if found is None:
+        error = UserError("batch.tokens", f"auto where not one group of {least:,} tokens fits", "a group that does",
+                          "lower data.group_size or data.max_length, or say model.gradient_checkpointing=true "
+                          "or a higher ZeRO stage")  # fmt: skip
+        error.agreed = True
+        raise error
     return found
 
 
-def largest(measure: Callable[[int], int], least: int, most: int, limit: int) -> int:
-    """The largest multiple of `least`, at most `most`, whose need is within `limit` bytes; never below `least`.
+def largest(measure: Callable[[int], int], least: int, most: int, limit: int) -> int | None:
+    """The largest multiple of `least`, at most `most`, whose need is within `limit` bytes; None if `least` is not.
 
     `measure(tokens)` gives the bytes that so many tokens need. They grow in a line: its slope is measured, and no
-    size is tried that the line does not allow, nor more than four times the last one, in case it bends.
+    size is tried that the line does not allow, nor more than four times the last one, nor, before the line has
+    foretold a need to two hundredths, more than half of the way.
     """
     before, need, tokens = measure(0), measure(least), least
-    slope = max((need - before) / least, 1e-9)
+    if need > limit:
+        return None
+    slope, proved = max((need - before) / least, 1e-9), False
     while True:
-        room = tokens + int(max(0, limit - need) / slope)
-        following = min(room, most, 4 * tokens) // least * least
+        room = int((limit - need) / slope)
+        following = min(tokens + (room if proved else (room + least) // 2), most, 4 * tokens) // least * least
         if following <= tokens:
             return tokens
+        foretold = need + slope * (following - tokens)
         after = measure(following)
         if after > limit:
             return tokens
+        proved = abs(after - foretold) <= 0.02 * foretold
         slope = max((after - need) / (following - tokens), 1e-9)
         tokens, need = following, after
 
 
-def longest_groups(groups: int, passages: int, max_length: int) -> MicroBatch:
-    """Groups of pairs that are all as long as a pair can be."""
-    pair = Pair([0] * max_length, [0] * max_length)
-    return collate([[pair] * passages] * groups, range(groups), passages, pad_id=0)
+def made_up(tokens: int, passages: int, max_length: int, packed: bool) -> MicroBatch:
+    """About as many tokens as asked for, in groups of those pairs that cost the most memory.
+
+    Packed: the shortest. Padded: the longest, one of them shorter by a token, as without any padding attention would
+    not be masked.
+    """
+    length = min(SHORT, max_length) if packed else max_length
+    groups = [[Pair([0] * length, [0] * length)] * passages for _ in range(max(1, tokens // (passages * length)))]
+    if not packed:
+        groups[0] = [Pair([0] * (length - 1), [0] * (length - 1)), *groups[0][1:]]
+    return collate(groups, range(len(groups)), passages, pad_id=0)

@@ -69,6 +69,7 @@ def report(job: Job, ranks: Ranks) -> str:
         pairs, length = batch.per_gpu * data.group_size, data.max_length
         each = batch.groups // (batch.per_gpu * ranks.world)
         made = f"{batch.per_gpu} per rank x {ranks.world} ranks x {each} micro-batches"
+    least = "at least" if batch.policy is BatchPolicy.tokens and job.tokens is None else "about"
     activations = activation_bytes(model, pairs, length, job.precision, config.model.gradient_checkpointing)
     seen = min(config.train.epochs * job.data.positions, job.steps * batch.groups)
     rows = [
@@ -86,6 +87,6 @@ def report(job: Job, ranks: Ranks) -> str:
         ("parameters", f"{parameters / 1e6:.1f}M, of which {embedding / 1e6:.1f}M token embeddings"),
         ("memory per rank", ", ".join(f"{name} {size / GIB:.2f} GiB" for name, size in states.items())),
         ("", f"activations up to {activations / GIB:.2f} GiB ({pairs} pairs of {length} tokens)"),
-        ("", f"about {(sum(states.values()) + activations) / GIB:.2f} GiB in all (an estimate)"),
+        ("", f"{least} {(sum(states.values()) + activations) / GIB:.2f} GiB in all (an estimate)"),
     ]
     return "dry run: nothing is trained\n" + "\n".join(f"  {name:16s} {value}" for name, value in rows)

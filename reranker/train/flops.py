@@ -6,17 +6,20 @@ recomputed activations do not count (Chowdhery et al., 2022, "PaLM", appendix B:
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from reranker.model.unpad import MODEL_TYPES
+
 PEAKS = {
-    "H200": 989e12, "H100": 989e12, "H800": 989e12, "GH200": 989e12, "A100": 312e12, "A800": 312e12, "B200": 2250e12,
-    "L40S": 362e12, "L40": 181e12, "L4": 121e12, "A40": 150e12, "A30": 165e12, "A10G": 70e12, "A10": 125e12,
-    "RTX 4090": 165e12, "RTX 3090": 71e12,
+    "H100 PCIe": 756e12, "H100 NVL": 835e12, "H800 PCIe": 756e12, "H200": 989e12, "H100": 989e12, "H800": 989e12,
+    "GH200": 989e12, "A100": 312e12, "A800": 312e12, "B200": 2250e12, "L40S": 362e12, "L40": 181e12, "L4": 121e12,
+    "A40": 150e12, "A30": 165e12, "A10G": 70e12, "A10": 125e12, "RTX 4090": 165e12, "RTX 3090": 71e12,
 }  # fmt: skip
-"""Dense 16-bit FLOP/s with float32 accumulation, by the makers' data sheets; the first name found in a device's."""
+"""Dense 16-bit FLOP/s with float32 accumulation, by the makers' data sheets; the first in a device's name counts."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,11 @@ class ModelFlops:
 
 
 def model_flops(model: nn.Module) -> ModelFlops | None:
-    """Of a stock encoder in which every token sees every other of its pair; None for one of another kind."""
+    """Of a stock encoder of the kinds that run packed; None for another, whose attention may be another."""
     config: Any = model.config
-    body = getattr(model, "base_model", None)
-    if getattr(body, "encoder", None) is None or getattr(config, "local_attention", None):
+    if config.model_type not in MODEL_TYPES:
         return None
+    body: Any = model.base_model
     pooler = getattr(body, "pooler", None)  # BERT's, which sees one token of a pair as the head does
     inside = _weights(body) - (_weights(pooler) if pooler is not None else 0)
     return ModelFlops(
@@ -53,7 +56,7 @@ def model_flops(model: nn.Module) -> ModelFlops | None:
 
 def peak_flops(device_name: str) -> float | None:
     """What a GPU of this name can do at best in 16 bits; None where it is not known."""
-    return next((peak for name, peak in PEAKS.items() if name in device_name), None)
+    return next((peak for name, peak in PEAKS.items() if re.search(rf"\b{name}\b", device_name)), None)
 
 
 def _weights(part: Any) -> int:

@@ -92,7 +92,9 @@ def prepare(config: TrainConfig, ranks: Ranks, evaluator: Callable[..., Any]) ->
     if limit is not None and config.data.max_length > limit:
         raise UserError("data.max_length", str(config.data.max_length), f"at most the model's {limit} positions",
                         "lower it")  # fmt: skip
-    packed, why = resolve_packing(config.batch.packing.value, model, ranks.device, DTYPES[precision])
+    packed, why = resolve_packing(
+        config.batch.packing.value, model, ranks.device, DTYPES[precision], dropout=config.model.dropout
+    )
     data = config.data
     tokenizer = PairTokenizer(hugging_face, Contract(data.max_length, data.query_max_length, data.truncation.value))
     dev = evaluator(data.dev, tokenizer) if data.dev else None

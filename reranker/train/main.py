@@ -166,10 +166,12 @@ def train_job(job: Job, ranks: Ranks, begun: Begun | None) -> None:
         timeout=config.train.timeout,
     )
     saved = begun.state if begun else {}
+    measured: dict[str, Any] | None = None
     if job.config.batch.policy is BatchPolicy.tokens and job.tokens is None:
-        job = dataclasses.replace(job, tokens=measured_tokens(job, engine, ranks, saved.get("measured")))
+        measured = measured_tokens(job, engine, ranks, saved.get("measured"))
+        job = dataclasses.replace(job, tokens=measured["tokens"])
     if begun is not None:
-        resume(begun, engine, ranks)
+        resume(begun, engine, ranks, job.packed)
     cursor, done = (begun.cursor, begun.steps) if begun else (job.start, 0)
     selection = {"metric": config.train.metric, "dev": job.dev_sha256}
     best: dict[str, Any] = dict(saved.get("best") or {})
@@ -208,7 +210,7 @@ def train_job(job: Job, ranks: Ranks, begun: Begun | None) -> None:
             "stage": job.stage,
             "precision": job.precision.value,
             "packed": job.packed,
-            "measured": {"tokens": job.tokens, "device": device_name(ranks.device)},
+            "measured": measured,
             "tracking_run_id": tracker.run_id,
             "config": plain(config),
             "versions": versions(),
@@ -227,24 +229,35 @@ def train_job(job: Job, ranks: Ranks, begun: Begun | None) -> None:
         tracker.close()
 
 
-def measured_tokens(job: Job, engine: Any, ranks: Ranks, saved: dict[str, Any] | None) -> int:
-    """batch.tokens=auto: as measured now, or before on a device of the same kind, so that a resume plans alike."""
-    same = saved is not None and saved["tokens"] and all(
-        name == saved["device"] for name in ranks.gather(device_name(ranks.device))
-    )  # fmt: skip
-    data = job.config.data
-    tokens = saved["tokens"] if saved is not None and same else (
-        find_tokens(engine, ranks, data.group_size, data.max_length, job.most_tokens)
-    )  # fmt: skip
+def measured_tokens(job: Job, engine: Any, ranks: Ranks, saved: dict[str, Any] | None) -> dict[str, Any]:
+    """batch.tokens=auto: {"tokens", "under": what they depend on}; a collective call.
+
+    A resume under the same conditions takes the number that its checkpoint has, so that it plans alike.
+    """
+    model, data = job.config.model, job.config.data
+    under = {
+        "devices": sorted(ranks.gather(device_name(ranks.device))), "stage": job.stage,
+        "precision": job.precision.value, "packed": job.packed, "model": model.name, "dropout": model.dropout,
+        "gradient_checkpointing": model.gradient_checkpointing, "group_size": data.group_size,
+        "max_length": data.max_length, "groups": job.config.batch.groups,
+    }  # fmt: skip
+    if saved is not None and saved["under"] == under:
+        measured, how = saved, "as measured before"
+    else:
+        tokens = find_tokens(engine, ranks, data.group_size, data.max_length, job.most_tokens, job.packed)
+        measured, how = {"tokens": tokens, "under": under}, "measured"
     if ranks.first:
-        print(f"batch.tokens=auto: {tokens:,} tokens", file=sys.stderr)
-    return int(tokens)
+        print(f"batch.tokens=auto: {measured['tokens']:,} tokens, {how}", file=sys.stderr)
+    return measured
 
 
-def resume(begun: Begun, engine: Any, ranks: Ranks) -> None:
+def resume(begun: Begun, engine: Any, ranks: Ranks, packed: bool) -> None:
     """Load a checkpoint into the engine. Raises UserError if it is not of this model."""
     pieces = checkpoint.Pieces(begun.path)
     ranks.together(lambda: pieces.check(engine.shapes))
+    if ranks.first and begun.state.get("packed", packed) != packed:
+        print(f"batch.packing: {'packed' if packed else 'padded'} from here on, which {begun.path.name} was not: "
+              "packed, attention dropout is 0", file=sys.stderr)  # fmt: skip
     engine.load(pieces.full, begun.state["updates"])
     engine.load_scaler(begun.state["scaler"])
     if ranks.first:

@@ -84,7 +84,6 @@ class Meter:
             "train/skipped": self.skipped,
             "speed/pairs_per_second": pairs / seconds,
             "speed/tokens_per_second": tokens / seconds,
-            "speed/padding_share": 1 - tokens / computed,
             "data/useful_token_share": tokens / computed,
             "data/wait_share": waited / seconds / ranks.world,
             "data/bad_groups": int(bad),

@@ -12,7 +12,7 @@ import torch
 
 from reranker.data.manifest import load_manifest
 from reranker.prepare.pack import pack
-from reranker.train.checkpoint import Pieces, newest
+from reranker.train.checkpoint import Pieces, newest, read_state
 from reranker.train.fragments import KINDS
 from tests.distributed.conftest import Inputs, make_groups, records
 from tests.distributed.ranks import run as run_ranks
@@ -180,7 +180,16 @@ def test_resume_with_micro_batches_by_tokens_takes_any_number_of_ranks_and_worke
     run = rewound(saved_by_tokens, tmp_path / "run", step=6)
     # Larger micro-batches, too, change nothing that is learned.
     tokens = "auto" if stage == "zero1" else 300
-    train(world, inputs.overrides(run, **by_tokens(stage) | {"data.workers": workers, "batch.tokens": tokens}))
+    ended = train(world, inputs.overrides(run, **by_tokens(stage) | {"data.workers": workers, "batch.tokens": tokens}))
+    if tokens == "auto":
+        # 8 groups a rank of 3 passages of 48 tokens: what no step can fill.
+        assert "batch.tokens=auto: 1,152 tokens, measured\n" in ended[0].err
+        assert read_state(last_checkpoint(run))["measured"]["tokens"] == 1152
+        again = rewound(run, tmp_path / "again", step=9)
+        ended = train(world, inputs.overrides(again, **by_tokens(stage) | {"batch.tokens": tokens}))
+        assert "batch.tokens=auto: 1,152 tokens, as measured before\n" in ended[0].err
+    else:
+        assert read_state(last_checkpoint(run))["measured"] is None
     whole, resumed = (torch.tensor(trajectory(path), dtype=torch.float64) for path in (saved_by_tokens, run))
     assert resumed[:, 0].tolist() == list(range(1, 13))
     assert (resumed[:, 1] - whole[:, 1]).abs().max() <= 1e-5

@@ -12,12 +12,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from reranker.model.cross_encoder import score_pairs
+from reranker.model.unpad import why_padded
 from tests.distributed.conftest import Inputs, make_inputs, records
-from tests.unit.test_unpad import centred, error, model_of, packed_copy, some_pairs
+from tests.unit.test_unpad import (
+    LENGTHS,
+    centred,
+    error,
+    model_of,
+    packed_copy,
+    scores_and_gradients,
+    some_pairs,
+    together,
+)
 
 pytestmark = pytest.mark.gpu
 STEPS = 12
+DISTANCE = 2e-3
+"""Between losses of two precisions; over these steps the loss itself falls by several times as much."""
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +64,7 @@ def test_16_bit_on_a_gpu_learns_what_float32_learns(inputs: Inputs, tmp_path: Pa
         **{"precision.initial_scale_power": 12} if precision == "fp16" else {},
     )  # fmt: skip
     assert losses[-1] < losses[0]
-    assert max(abs(found - wanted) for found, wanted in zip(losses, expected, strict=True)) < 0.05
+    assert max(abs(found - wanted) for found, wanted in zip(losses, expected, strict=True)) < DISTANCE
 
 
 def test_fp16_is_the_default_on_a_gpu(inputs: Inputs, tmp_path: Path) -> None:
@@ -67,7 +78,8 @@ def test_packed_and_padded_learn_alike(inputs: Inputs, tmp_path: Path) -> None:
         _train(inputs, tmp_path / packing, precision="bf16", **{"batch.packing": packing, "model.dropout": 0.0})
         for packing in ("packed", "padded")
     ]
-    assert max(abs(packed - padded) for packed, padded in zip(*losses, strict=True)) < 0.05
+    assert losses[0][-1] < losses[0][0]
+    assert max(abs(packed - padded) for packed, padded in zip(*losses, strict=True)) < DISTANCE
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
@@ -76,21 +88,30 @@ def test_the_largest_micro_batch_is_measured_kept_and_learns_alike(inputs: Input
     losses = [
         _train(inputs, tmp_path / str(tokens), **by_tokens, **{"batch.tokens": tokens}) for tokens in ("auto", 300)
     ]
-    assert max(abs(auto - set_) for auto, set_ in zip(*losses, strict=True)) < 0.05
+    assert losses[0][-1] < losses[0][0]
+    assert max(abs(auto - set_) for auto, set_ in zip(*losses, strict=True)) < DISTANCE
     newest = sorted((tmp_path / "auto" / "checkpoints").glob("step-*"))[-1]
     measured = json.loads((newest / "state.json").read_text())["measured"]
     assert measured["tokens"] > 300
-    assert measured["device"] == torch.cuda.get_device_name(0)
+    assert measured["under"]["devices"] == [torch.cuda.get_device_name(0)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_packed_kernel_is_as_exact_as_the_padded_forward(dtype: torch.dtype) -> None:
-    """Scores of pairs of 1 to 512 tokens, against float64 on the CPU."""
+    """Scores and gradients of pairs of 1 to 512 tokens, against float64 on the CPU."""
     model = model_of("xlm-roberta").to(dtype)
-    pairs = some_pairs([5, 90, 3, 12, 512, 4, 1, 33, 33])
-    exact = centred(score_pairs(copy.deepcopy(model).double(), pairs))
-    padded = copy.deepcopy(model).cuda()
-    packed = packed_copy(model).cuda()
-    on_gpu = pairs.to(torch.device("cuda"))
-    errors = [error(centred(score_pairs(forward, on_gpu).cpu()), exact) for forward in (padded, packed)]
-    assert errors[1] < 1.5 * errors[0]
+    if reason := why_padded(model.config, torch.device("cuda", 0), dtype):
+        pytest.skip(reason)
+    reference = copy.deepcopy(model).double()
+    padded, packed = copy.deepcopy(model).cuda(), packed_copy(model).cuda()
+    sums = {"padded": [0.0, 0.0], "packed": [0.0, 0.0]}
+    for seed in range(8):
+        pairs = some_pairs(LENGTHS, seed=seed)
+        scores, gradients = scores_and_gradients(reference, pairs)
+        for name, forward in (("padded", padded), ("packed", packed)):
+            found, found_gradients = scores_and_gradients(forward, pairs.to(torch.device("cuda")))
+            on_cpu = {key: gradient.cpu() for key, gradient in found_gradients.items()}
+            sums[name][0] += error(centred(found.cpu()), centred(scores))
+            sums[name][1] += error(together(on_cpu, gradients), together(gradients, gradients))
+    for of_packed, of_padded in zip(sums["packed"], sums["padded"], strict=True):
+        assert 0 < of_packed < 1.3 * of_padded

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reranker.train.capacity import largest, longest_groups
+from reranker.train.capacity import MARGIN, find_tokens, largest, made_up
+from reranker.train.distributed import Ranks
 
 
 @given(
@@ -20,17 +26,18 @@ def test_the_largest_that_fits_is_found_and_nothing_larger_is_tried(
 
     def measure(tokens: int) -> int:
         tried.append(tokens)
-        return fixed + per_token * tokens  # with no tokens: what is there before
+        return fixed + per_token * tokens  # without tokens: what is there before
 
-    found = largest(measure, least, cap * least, limit)
-    assert found == min(fit, cap) * least
-    assert max(tried) == found
+    assert largest(measure, least, cap * least, limit) == min(fit, cap) * least
+    assert max(tried) <= fit * least
     assert tried == sorted(set(tried))
     assert len(tried) < 12
 
 
-def test_where_nothing_fits_the_least_is_what_is_left() -> None:
-    assert largest(lambda tokens: 10**12, 100, 10_000, 10**9) == 100
+def test_where_not_one_group_fits_nothing_larger_is_tried() -> None:
+    tried: list[int] = []
+    assert largest(lambda tokens: tried.append(tokens) or 10**12, 100, 10_000, 10**9) is None
+    assert tried == [0, 100]
 
 
 def test_a_need_that_bends_upwards_is_not_overrun() -> None:
@@ -41,11 +48,80 @@ def test_a_need_that_bends_upwards_is_not_overrun() -> None:
         return tokens**2
 
     found = largest(measure, 10, 10_000, 10**6)
-    assert found**2 <= 10**6
-    assert max(tried) <= 4 * found
+    assert found is not None
+    assert 10**5 < found**2 <= 10**6
+    assert max(tried) ** 2 <= 10**6 / MARGIN
 
 
-def test_what_is_measured_is_as_long_as_pairs_can_be() -> None:
-    batch = longest_groups(3, 5, 64)
-    assert batch.packed.cu_seqlens.diff().tolist() == [64] * 15
-    assert (batch.packed.longest, batch.present_GP.shape) == (64, (3, 5))
+@pytest.mark.parametrize("packed", [True, False])
+def test_what_is_measured_costs_the_most_that_as_many_tokens_can(packed: bool) -> None:
+    batch = made_up(2 * 5 * 64, 5, 64, packed)
+    lengths = batch.packed.cu_seqlens.diff().tolist()
+    assert lengths == ([32] * 20 if packed else [63] + [64] * 9)
+    assert batch.present_GP.shape == ((4, 5) if packed else (2, 5))
+    # Padded, the mask has a place without a token: without one attention would run another kernel.
+    assert bool(batch.packed.padded()[2].all()) is packed
+
+
+class FakeEngine:
+    """The memory of a GPU in the place of one: what `find_tokens` asks of it, and in which mode."""
+
+    stage = 1
+
+    def __init__(self, fixed: int, per_token: int) -> None:
+        self.fixed, self.per_token, self.mode, self.peak = fixed, per_token, "eval", 0
+        self.calls: list[tuple[str, int]] = []
+
+    def train(self) -> None:
+        self.mode = "train"
+
+    def make_states(self) -> None:
+        self.calls.append(("states", 0))
+
+    def score(self, batch: Any) -> torch.Tensor:
+        self.calls.append((self.mode, batch.packed.tokens))
+        self.peak = self.fixed + self.per_token * batch.packed.tokens
+        return torch.ones(1, requires_grad=True)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        assert loss.item() == 0.0
+
+
+def on_fake_gpu(monkeypatch: pytest.MonkeyPatch, engine: FakeEngine, memory: int) -> Ranks:
+    cuda = {
+        "mem_get_info": lambda device: (memory, memory), "memory_reserved": lambda device: 0, "empty_cache": lambda: None,
+        "reset_peak_memory_stats": lambda device: None, "max_memory_reserved": lambda device: engine.peak,
+    }  # fmt: skip
+    for name, function in cuda.items():
+        monkeypatch.setattr(torch.cuda, name, function)
+    monkeypatch.setattr("reranker.data.collate.MicroBatch.to", lambda self, device: self)
+    return SimpleNamespace(device=torch.device("cuda"), gather=lambda value: [value])  # type: ignore[return-value]
+
+
+def test_a_gpu_is_measured_as_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = FakeEngine(fixed=10**9, per_token=10**6)
+    ranks = on_fake_gpu(monkeypatch, engine, memory=10**10)
+    found = find_tokens(engine, ranks, 4, 128, 10**6, packed=True)  # type: ignore[arg-type]
+    assert found == int((MARGIN * 10**10 - 10**9) / 10**6) // 512 * 512
+    assert engine.calls[0] == ("states", 0)
+    assert {mode for mode, _ in engine.calls[1:]} == {"train"}
+
+
+def test_a_gpu_too_small_for_one_group_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    from reranker.errors import UserError
+
+    engine = FakeEngine(fixed=10**9, per_token=10**8)
+    ranks = on_fake_gpu(monkeypatch, engine, memory=10**10)
+    with pytest.raises(UserError) as caught:
+        find_tokens(engine, ranks, 4, 128, 10**6, packed=False)  # type: ignore[arg-type]
+    assert caught.value.agreed
+    assert str(caught.value) == (
+        "batch.tokens: found auto where not one group of 512 tokens fits, expected a group that does; lower "
+        "data.group_size or data.max_length, or say model.gradient_checkpointing=true or a higher ZeRO stage"
+    )
+
+
+@pytest.mark.parametrize(("most", "found"), [(100_000, 4096), (2000, 2000), (300, 512)])
+def test_on_a_cpu_nothing_is_measured(most: int, found: int) -> None:
+    ranks = Ranks(0, 1, torch.device("cpu"), None)
+    assert find_tokens(None, ranks, 4, 128, most, packed=True) == found  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 import transformers
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -39,12 +40,15 @@ def test_model_flops_are_those_that_torch_counts(kind: str) -> None:
     assert ours == pytest.approx(counter.get_total_flops(), rel=1e-3)
 
 
-def test_a_model_of_local_windows_has_no_such_figure() -> None:
-    config = transformers.ModernBertConfig(
-        vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, num_labels=1,
-        pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2,
-    )  # fmt: skip
-    assert model_flops(transformers.AutoModelForSequenceClassification.from_config(config)) is None
+@pytest.mark.parametrize("kind", ["modernbert", "albert", "deberta-v2", "longformer"])
+def test_a_model_of_another_kind_has_no_such_figure(kind: str) -> None:
+    sizes = {**SIZES, "num_hidden_layers": 2, "num_attention_heads": 2, "attention_window": [8, 8]}
+    if kind != "longformer":
+        del sizes["attention_window"]
+    config = transformers.AutoConfig.for_model(kind, pad_token_id=1, **sizes)
+    with torch.device("meta"):
+        model = transformers.AutoModelForSequenceClassification.from_config(config)
+    assert model_flops(model) is None
 
 
 def test_a_gpu_is_known_by_its_name() -> None:
@@ -53,7 +57,10 @@ def test_a_gpu_is_known_by_its_name() -> None:
     assert peak_flops("NVIDIA L40S") == 362e12
     assert peak_flops("NVIDIA L4") == 121e12
     assert peak_flops("NVIDIA A10G") == 70e12
-    assert peak_flops("Some other") is None
+    assert peak_flops("NVIDIA H100 PCIe") == 756e12
+    assert peak_flops("NVIDIA H100 NVL") == 835e12
+    for name in ("Some other", "NVIDIA RTX A4000", "NVIDIA RTX A3000", "NVIDIA RTX A1000"):
+        assert peak_flops(name) is None
     # A name that begins like a longer one stands behind it.
     names = list(PEAKS)
     assert all(not long.startswith(short) for place, short in enumerate(names) for long in names[place + 1 :])

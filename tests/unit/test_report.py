@@ -157,8 +157,8 @@ def test_scores_of_another_version_device_or_precision_are_not_taken_over(
 
     assert scored() == ["base", "fine-tuned"]
     here = json.loads((tmp_path / "report/details.json").read_text())["environment"]
-    assert here == {"device": "cpu", "precision": "fp32", "reranker": __version__, "torch": version("torch"),
-                    "transformers": version("transformers")}  # fmt: skip
+    assert here == {"device": "cpu", "precision": "fp32", "packing": "auto", "reranker": __version__,
+                    "torch": version("torch"), "transformers": version("transformers")}  # fmt: skip
     with monkeypatch.context() as elsewhere:
         other: dict[str, str] = {}
         elsewhere.setattr(report, "environment_of", lambda config: here | other)

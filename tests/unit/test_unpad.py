@@ -85,7 +85,7 @@ def scores_and_gradients(model: Any, pairs: PackedPairs) -> tuple[torch.Tensor, 
     scores_N = score_pairs(model, pairs)
     torch.nn.functional.cross_entropy(
         scores_N.to(torch.promote_types(scores_N.dtype, torch.float32)).view(-1, GROUP),
-        torch.zeros(len(pairs) // GROUP, dtype=torch.long), reduction="sum",
+        torch.zeros(len(pairs) // GROUP, dtype=torch.long, device=scores_N.device), reduction="sum",
     ).backward()  # fmt: skip
     return scores_N, {
         name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None
@@ -140,13 +140,13 @@ def test_in_16_bit_packing_is_as_exact_as_padding(kind: str, dtype: torch.dtype,
         for model in rounded:
             found, found_gradients = scores_and_gradients(model, pairs)
             errors["scores"].append(error(centred(found), centred(scores)))
-            errors["gradients"].append(error(_together(found_gradients, gradients), _together(gradients, gradients)))
+            errors["gradients"].append(error(together(found_gradients, gradients), together(gradients, gradients)))
     for values in errors.values():
         of_padded, of_packed = sum(values[::2]), sum(values[1::2])
         assert 0 < of_packed < 1.3 * of_padded, (of_packed, of_padded)
 
 
-def _together(gradients: dict[str, torch.Tensor], names: dict[str, torch.Tensor]) -> torch.Tensor:
+def together(gradients: dict[str, torch.Tensor], names: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.cat([gradients[name].double().flatten() for name in names])
 
 
@@ -282,6 +282,9 @@ def test_packing_that_cannot_be_is_refused_in_one_line() -> None:
 def test_attention_dropout_that_packing_drops_is_told() -> None:
     found = resolve_packing("auto", config("bert", attention_probs_dropout_prob=0.1), CPU, torch.float32)
     assert found == (True, ["batch.packing: packed, attention dropout is 0 instead of 0.1"])
+    with_own = config("bert", attention_probs_dropout_prob=0.1)
+    assert resolve_packing("auto", with_own, CPU, torch.float32, dropout=0.0) == (True, [])
+    assert resolve_packing("auto", with_own, CPU, torch.float32, dropout=0.3)[1][0].endswith("instead of 0.3")
 
 
 def test_a_gpu_runs_packed_where_its_kernel_can(monkeypatch: pytest.MonkeyPatch) -> None:

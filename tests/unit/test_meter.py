@@ -1,0 +1,64 @@
+"""A record tells of the micro-batches that were counted, packed or padded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from reranker.config import Device
+from reranker.data.collate import MicroBatch, collate, ghost
+from reranker.data.tokenize import Pair
+from reranker.train.distributed import Ranks, join, leave
+from reranker.train.engine import StepOutcome
+from reranker.train.flops import ModelFlops
+from reranker.train.meter import Meter
+
+FLOPS = ModelFlops(per_token=100.0, per_square=10.0, per_pair=1.0)
+
+
+@pytest.fixture
+def ranks() -> Iterator[Ranks]:
+    yield join(Device.cpu, 60.0)
+    leave()
+
+
+def batch(*groups: list[int]) -> MicroBatch:
+    pairs = [[Pair([7] * length, [0] * length) for length in group] for group in groups]
+    return collate(pairs, range(len(groups)), max(map(len, groups)), pad_id=1)
+
+
+@pytest.mark.parametrize(("packed", "computed"), [(True, 5 + 9 + 3 + 12 + 7 + 2), (False, 2 * 9 + 4 * 12 + 2)])
+def test_a_record_adds_up(packed: bool, computed: int, ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reranker.train.meter.time.perf_counter", lambda: 14.0)
+    meter = Meter(torch.device("cpu"), packed, FLOPS, started=10.0, waited=1.0, steps=2, groups=3)
+    # The ghost of two pairs of one token is computed and counts for nothing else.
+    for one, loss in ((batch([5, 9]), 0.5), (batch([3, 12], [7]), 1.0)):
+        meter.count(one, torch.tensor(loss))
+    meter.count(ghost(pad_id=1), torch.tensor(0.0))
+    record = meter.record(ranks, StepOutcome(torch.tensor(0.25), False, 8.0), rate=1e-5, epoch=0.5)
+    # A place without a passage holds a pair of one token, computed as well.
+    computed += 1 if packed else 0
+    tokens, squares = 5 + 9 + 3 + 12 + 7, 25 + 81 + 9 + 144 + 49 + 1 + 1 + 1
+    assert record["train/loss"] == pytest.approx(1.5 / 3)
+    assert (record["train/grad_norm"], record["train/loss_scale"], record["train/learning_rate"]) == (0.25, 8.0, 1e-5)
+    assert record["speed/pairs_per_second"] == 5 / 4
+    assert record["speed/tokens_per_second"] == tokens / 4
+    assert record["data/useful_token_share"] == pytest.approx(tokens / computed)
+    assert record["data/wait_share"] == 0.25
+    assert record["data/bad_groups"] == 0
+    assert record["system/step_seconds"] == 2.0
+    assert record["speed/model_tflops"] == pytest.approx((100 * tokens + 10 * squares + 5) / 4 / 1e12)
+    assert "speed/mfu" not in record
+    assert 0.01 < record["system/peak_memory_gib"] < 1000
+
+
+def test_a_skipped_step_has_no_norm_and_an_unknown_model_no_flops(ranks: Ranks) -> None:
+    meter = Meter(torch.device("cpu"), True, None, steps=1, groups=1)
+    meter.count(batch([5, 9]), torch.tensor(math.inf))
+    record = meter.record(ranks, StepOutcome(None, True, 4.0), rate=0.0, epoch=0.1)
+    assert record["train/grad_norm"] is None
+    assert math.isinf(record["train/loss"])
+    assert "speed/model_tflops" not in record
