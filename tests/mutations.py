@@ -143,7 +143,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a micro-batch is tried that memory does not allow", "train/capacity.py",
-        "following = min(room, most, 4 * tokens) // least * least", "following = min(most, 4 * tokens) // least * least",
+        "(room if proved else (room + least) // 2)", "2 * room",
         "tests/unit/test_capacity.py::test_the_largest_that_fits_is_found_and_nothing_larger_is_tried",
     ),
 ]  # fmt: skip

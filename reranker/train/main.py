@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,11 +57,9 @@ def train(config: TrainConfig, evaluator: Callable[..., Any], export: Callable[.
     os.environ.setdefault("DS_ACCELERATOR", ranks.device.type)
     try:
         job, told = ranks.together(lambda: prepare(config, ranks, evaluator))
-        if ranks.first:
-            for line in told:
-                print(line, file=sys.stderr)
         if config.train.dry_run:
             if ranks.first:
+                say(told)
                 print(estimate.report(job, ranks))
             return 0
         begun = ranks.from_first(lambda: begin(job))
@@ -72,7 +70,7 @@ def train(config: TrainConfig, evaluator: Callable[..., Any], export: Callable[.
             # The first rank of all, then of each node: what one writes is there for the others.
             for turn in (ranks.first, ranks.first_of_node, True):
                 ranks.together(lambda turn=turn: count_lengths(job) if turn else None)  # type: ignore[misc]
-            train_job(job, ranks, begun)
+            train_job(job, ranks, begun, told if ranks.first else [])
         exported = ranks.together(lambda: export(job.run_dir) if ranks.first else None)
         if exported is not None:
             print(f"{exported}: the model, a Hugging Face directory")
@@ -131,8 +129,13 @@ def check_settings(stored: dict[str, Any], wanted: dict[str, Any], path: Path) -
             raise UserError(f"{section}.{name}", found, "the same value", fix)
 
 
-def train_job(job: Job, ranks: Ranks, begun: Begun | None) -> None:
-    """Build the engine, go to the checkpoint, run the loop."""
+def say(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line, file=sys.stderr)
+
+
+def train_job(job: Job, ranks: Ranks, begun: Begun | None, told: Iterable[str]) -> None:
+    """Build the engine, go to the checkpoint, run the loop. `told` is said once the model is known to load."""
     from reranker.train.engine import Engine  # deepspeed takes seconds to import: not for dry runs or mistakes
 
     config = job.config
@@ -151,7 +154,8 @@ def train_job(job: Job, ranks: Ranks, begun: Begun | None) -> None:
     flops = model_flops(model)  # before ZeRO takes the weights apart
     if job.packed:
         pack(model)
-    # Not before the model is known to load: a mistake leaves no run directory.
+    # Not before the model is known to load: a mistake is one line, and leaves no run directory.
+    say(told)
     ranks.together(lambda: write_start(job) if ranks.first and begun is None else None)
     if ranks.first and begun is None and fresh:
         print(f"model.name: {config.model.name} has no trained score head, a fresh one is drawn", file=sys.stderr)
