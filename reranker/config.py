@@ -145,7 +145,7 @@ class BatchConfig:
     per_gpu: int = 1
     """policy=fixed: groups of a micro-batch on one rank; accumulation follows as groups / (per_gpu x ranks)"""
     tokens: Any = field(default=8192, metadata={"kind": "int or auto"})
-    """policy=tokens: tokens of a micro-batch on one rank at most; auto: as the GPU holds, measured before the first step"""
+    """policy=tokens: tokens of a micro-batch on a rank at most; auto: what the GPU holds, measured at the start"""
     packing: Packing = Packing.auto
     """packed: no padding, attention within each pair; padded: to the longest; auto: packed where the model can"""
 
