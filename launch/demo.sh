@@ -49,11 +49,11 @@ else
     fi
 fi
 
-step 2 "documents, training groups and base model"
+step 2 "documents, groups in English, and a base model"
 reranker demo output=runs/demo
 
-step 3 "shards"
-reranker pack groups=runs/demo/data/train.jsonl output=runs/demo/shards
+step 3 "from English groups to Korean shards"
+reranker prepare recipe=demo source=runs/demo/data/triplets.jsonl output=runs/demo
 
 step 4 "training on $hardware"
 port=$(free_port)

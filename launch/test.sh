@@ -3,7 +3,8 @@
 #
 #   bash launch/test.sh                  style, types and layers, then the tests of tests/unit, distributed, chaos, gpu
 #   bash launch/test.sh --all            the same and tests/end_to_end: the wheel, and the demo from the first
-#                                        document to the exported model (and tests/slurm where there is one), and
+#                                        document to the exported model; tests/slurm, which installs a cluster of
+#                                        Debian's packages and wants root; and
 #                                        tests/mutations.py: that the tests fail for code that is broken
 #   bash launch/test.sh tests/unit -k x  pytest alone, with these arguments
 
@@ -39,6 +40,11 @@ check ruff format --check --quiet .
 check mypy --no-error-summary
 check lint-imports --no-logo
 
+# The unit tests and the mutations share the cores; the others start as many processes as there are cores by themselves.
+say "tests: pytest tests/unit"
+failed=0
+python -m pytest -n auto --maxprocesses 4 tests/unit || failed=$?
+
 directories=()
 add() {
     if [ -n "$(find "tests/$1" -name 'test_*.py' -print -quit 2>/dev/null)" ]; then
@@ -47,12 +53,15 @@ add() {
         say "tests: there are none in tests/$1"
     fi
 }
-for name in unit distributed chaos gpu; do add "$name"; done
+for name in distributed chaos gpu; do add "$name"; done
 if $all; then
-    if [ -d tests/slurm ]; then add slurm; fi
-    add end_to_end
-    directories+=(tests/mutations.py)
+    for name in slurm end_to_end; do add "$name"; done
 fi
 [ ${#directories[@]} -gt 0 ] || fail "tests: found none, expected some under tests/; run in a whole checkout"
 say "tests: pytest ${directories[*]}"
-python -m pytest "${directories[@]}"
+python -m pytest "${directories[@]}" || failed=$?
+if $all; then
+    say "tests: pytest tests/mutations.py"
+    python -m pytest -n auto --maxprocesses 4 tests/mutations.py || failed=$?
+fi
+exit $failed

@@ -1,7 +1,5 @@
 """`python -m reranker <command> ...`, the same as `reranker <command> ...`."""
 
-import sys
+from reranker.cli import console
 
-from reranker.cli import main
-
-sys.exit(main())
+console()

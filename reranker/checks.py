@@ -1,6 +1,6 @@
 """What follows from settings, and what contradicts itself in them: the checks that need no file and no device.
 
-In: typed settings of `config.py`. Out: derived values. Raises `UserError` for values that cannot be, or not
+In: typed settings of `config`. Out: derived values. Raises `UserError` for values that cannot be, or not
 together. Nothing here imports torch, so that a wrong key is told at once.
 """
 
@@ -11,8 +11,17 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from reranker.config import MOST_OPEN, BatchPolicy, CacheConfig, Precision, TrainConfig
-from reranker.errors import UserError, shorten
+from reranker.config.common import MOST_OPEN, BatchPolicy, CacheConfig, Precision
+from reranker.config.training import TrainConfig
+from reranker.errors import UserError, closest, shorten
+
+ACCEPTABLE = (
+    "data.shards", "train.seed", "data.shuffle_block", "batch.groups", "tokenizer", "model", "model.name",
+    "model.revision", "data.group_size", "data.short_groups", "data.truncation", "data.max_length",
+    "data.query_max_length", "data.negatives", "loss.labels", "loss.distillation", "loss.temperature",
+)  # fmt: skip
+"""What a resume compares with its checkpoint and refuses unless train.accept names it; the first three decide which
+group stands at which position."""
 
 
 def accumulation(groups: int, per_gpu: int, world: int) -> int:
@@ -58,6 +67,10 @@ def check_train(config: TrainConfig) -> None:
         ("data.cache.gib", data.cache.gib, 0),
         ("train.epochs", train.epochs, 1),
         ("train.keep_last", train.keep_last, 1),
+        ("train.keep_best", train.keep_best, 1),
+        ("train.hang", train.hang, 0),
+        ("guards.window", config.guards.window, 2),
+        ("guards.spike", config.guards.spike, 1),
         ("train.log_every", train.log_every, 1),
         ("loss.labels", config.loss.labels, 0),
         ("loss.distillation", config.loss.distillation, 0),
@@ -66,6 +79,7 @@ def check_train(config: TrainConfig) -> None:
         ("optim.max_grad_norm", optim.max_grad_norm, 0),
         ("optim.eps", optim.eps, 0),
         ("train.timeout", train.timeout, 1),
+        ("tracking.timeout", config.tracking.timeout, 1),
         ("precision.initial_scale_power", config.precision.initial_scale_power, 0),
         ("precision.loss_scale_window", config.precision.loss_scale_window, 1),
         ("precision.hysteresis", config.precision.hysteresis, 1),
@@ -77,6 +91,7 @@ def check_train(config: TrainConfig) -> None:
         "train.max_steps": train.max_steps,
         "train.eval_every": train.eval_every,
         "train.save_every": train.save_every,
+        "train.keep_every": train.keep_every,
         "deepspeed.reduce_bucket_size": config.deepspeed.reduce_bucket_size,
     }
     at_least += [(key, value, 1) for key, value in optional.items() if value is not None]
@@ -125,6 +140,17 @@ def check_train(config: TrainConfig) -> None:
             f"at least data.group_size x data.max_length = {most}, the longest group",
             "raise it or lower one of the two",
         )
+    if config.deepspeed.offload and config.deepspeed.stage == 0:
+        raise UserError("deepspeed.offload", "true at ZeRO stage 0", "stage 1, 2 or 3",
+                        "say deepspeed=zero1, or deepspeed.offload=false")  # fmt: skip
+    if config.guards.skip_spikes and train.log_every > 1:
+        found = f"true with train.log_every={train.log_every}"
+        raise UserError("guards.skip_spikes", found, "a record of every step, as steps are compared",
+                        "say train.log_every=1, or guards.skip_spikes=false")  # fmt: skip
+    if unknown := [key for key in train.accept if key not in ACCEPTABLE]:
+        near = closest(unknown[0], ACCEPTABLE)
+        raise UserError("train.accept", unknown[0], f"one of {', '.join(ACCEPTABLE)}",
+                        f"did you mean {near}?" if near else "change the value")  # fmt: skip
     if train.metric not in ("mrr", "ndcg@10"):
         raise UserError("train.metric", train.metric, "mrr or ndcg@10", "change the value")
 

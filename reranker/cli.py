@@ -1,24 +1,27 @@
 """The console command: `reranker <command> key=value ...`, one Hydra entry point for each command.
 
 In: the command line; some commands are two words, as `reranker data verify DIRECTORY`. Out: the command's effect and
-the exit code: 0 done, 2 a user's mistake (one line on standard error, from rank 0 only where every rank holds the
-same), 130 interrupted, anything else a defect of ours. Heavy imports wait until a command runs.
+the exit code: 0 done, 1 done but not all is well (check, translate: the output says what), 2 a user's mistake (one
+line on standard error, from rank 0 only where every rank holds the same), 130 interrupted. A traceback is a defect of
+ours. Heavy imports wait until a command runs.
 """
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import os
-import re
 import shutil
 import sys
 import textwrap
 import time
 import traceback
-from collections.abc import Callable, Iterable
-from typing import Any, cast
+from collections.abc import Callable, Collection
+from typing import Any, NoReturn, cast
 
-from reranker.config import COMMANDS
+from reranker.config import COMMANDS, WITH_GROUPS
+from reranker.config.grammar import quoted
+from reranker.config.preparing import STAGES
 from reranker.describe import carried_directory, describe
 from reranker.errors import EXIT_CODE, UserError, closest
 
@@ -26,15 +29,33 @@ INTERRUPTED = 130
 HEAD_START = 2.0  # seconds
 _HELP = ("-h", "--help", "help")
 _FUNCTIONS = {
+    "translate": "reranker.prepare.translate.command:translate_command",
+    "mine": "reranker.prepare.mine.command:mine_command",
+    "check": "reranker.prepare.check.command:check_command",
     "pack": "reranker.prepare.pack:pack_command",
     "index": "reranker.prepare.foreign:index_command",
     "data inspect": "reranker.prepare.inspect:inspect_command",
     "data verify": "reranker.prepare.verify:verify_command",
+    "checkpoint list": "reranker.train.checkpoints:list_command",
+    "checkpoint verify": "reranker.train.checkpoints:verify_command",
+    "replay": "reranker.train.replay:replay_command",
     "evaluate": "reranker.evaluate.report:evaluate_command",
     "export": "reranker.export.huggingface:export_command",
     "score": "reranker.model.reranker:score_command",
     "demo": "reranker.demo.prepare:demo_command",
 }
+_DIRECTORY = {
+    "data inspect": "shards",
+    "data verify": "shards",
+    "checkpoint list": "run",
+    "checkpoint verify": "path",
+    "replay": "checkpoint",
+}
+"""The key that a lone directory is the value of, in the commands that take one."""
+_TO_READ = ("score", "data inspect", "checkpoint list", "replay")
+"""Commands whose output is all that they are for."""
+_OUTSIDE = ("prepare",)
+"""Commands that run others: behind Hydra, which does not run in itself."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -68,15 +89,36 @@ def main(argv: list[str] | None = None) -> int:
             print("reranker: interrupted", file=sys.stderr, flush=True)
         return INTERRUPTED
     except BrokenPipeError:
-        # `reranker score ... | head` closed our output: not an error, but nothing more can be written.
+        # `reranker score ... | head` closed our output: not an error, but nothing more can be written. A command that
+        # is for more than its output has not ended well.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 0 if any(" ".join(argv[:words]) in _TO_READ for words in (1, 2)) else 1
 
 
-def run_command(command: str, arguments: list[str]) -> int:
+def console(argv: list[str] | None = None) -> NoReturn:
+    """`main` as a process of its own, which it ends."""
+    code = main(argv)
+    if "reranker.train.main" not in sys.modules:
+        sys.exit(code)
+    # All is written and told. What is left are threads of libraries, and a thread in C++ that asks for the interpreter
+    # while that is being taken down ends the process with SIGABRT (one training of some hundreds, torch 2.13): its job
+    # would be taken for a failed one.
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        print(f"reranker: error: standard output: {error.strerror}", file=sys.stderr)
+        code = code or 1
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def run_command(command: str, arguments: list[str], work: Callable[[Any], int] | None = None) -> int:
     """Compose the config of `command` and run it, once for each job of a sweep.
 
-    Returns the exit code, the largest one of a sweep. Raises UserError.
+    `work` takes the settings in the command's place. Returns the exit code, the largest one of a sweep. Raises
+    UserError.
     """
     if any(argument in ("-h", "--help") for argument in arguments):
         print(_help(command))
@@ -90,11 +132,16 @@ def run_command(command: str, arguments: list[str]) -> int:
 
     codes: list[int] = []
     failures: list[Exception] = []
+    outside: list[Any] = []
 
     def job(config: Any) -> None:
         # What a job raises would make Hydra print a report of its own: it is kept until Hydra is done.
         try:
-            codes.append(_function(command)(_to_settings(command, config)))
+            settings = _to_settings(command, config)
+            if command in _OUTSIDE:
+                outside.append(settings)
+            else:
+                codes.append((work or _function(command))(settings))
         except Exception as error:
             failures.append(error)
             if sweeping:
@@ -107,7 +154,8 @@ def run_command(command: str, arguments: list[str]) -> int:
     try:
         if sweeping and command == "train":
             _check_sweep(arguments)
-        sys.argv = [f"reranker {command}", *check_arguments(command, _with_shards(command, arguments))]
+        written = _with_stages(arguments) if command == "prepare" else _with_directory(command, arguments)
+        sys.argv = [f"reranker {command}", *check_arguments(command, written)]
         _application(command, job)()
     except UserError as error:
         error.agreed = True  # every rank reads the same command line
@@ -124,6 +172,7 @@ def run_command(command: str, arguments: list[str]) -> int:
             os.environ["HYDRA_FULL_ERROR"] = saved_report
     if failures and not sweeping:
         raise failures[0]
+    codes += [_function(command)(settings) for settings in outside]
     return max(codes, default=0)
 
 
@@ -133,12 +182,12 @@ def _application(command: str, job: Callable[[Any], None]) -> Callable[[], None]
     from omegaconf import OmegaConf
 
     conf, name = carried_directory("conf"), _config_name(command)
-    if command != "train":
+    if WITH_GROUPS.get(command) != "":
         # Where Hydra sees the directory conf/model/, it takes model=DIRECTORY for the choice of a yaml in it. A
         # command without such groups is composed from its own file alone, beside a directory that holds neither
         # groups nor a file of the command's name (recipe/ has a demo.yaml).
         ConfigStore.instance().store(name, OmegaConf.to_container(OmegaConf.load(conf / f"{name}.yaml")))
-        conf = conf / "deepspeed"
+        conf = conf / WITH_GROUPS.get(command, "deepspeed")
     return cast(Callable[[], None], hydra.main(version_base="1.3", config_path=str(conf), config_name=name)(job))
 
 
@@ -147,21 +196,22 @@ def _config_name(command: str) -> str:
     return command.replace(" ", "_")
 
 
-def _with_shards(command: str, arguments: list[str]) -> list[str]:
-    """`arguments` with a lone directory written as shards=..., as the data commands take it."""
-    if not _takes_directory(command):
+def _with_directory(command: str, arguments: list[str]) -> list[str]:
+    """`arguments` with a lone directory written as key=..., where the command takes one."""
+    if command not in _DIRECTORY:
         return arguments
     for place, argument in enumerate(arguments):
         of_a_flag = place > 0 and arguments[place - 1].startswith("-")  # --cfg job
         if argument and "=" not in argument and not argument.startswith(("-", "~")) and not of_a_flag:
-            # In Hydra's quotes a backslash is itself, but before a quote.
-            quoted = re.sub(r'(\\*)("|$)', lambda match: match[1] * 2 + match[2].replace('"', '\\"'), argument)
-            return [*arguments[:place], f'shards="{quoted}"', *arguments[place + 1 :]]
+            return [*arguments[:place], f"{_DIRECTORY[command]}={quoted(argument)}", *arguments[place + 1 :]]
     return arguments
 
 
-def _takes_directory(command: str) -> bool:
-    return command.startswith("data ")
+def _with_stages(arguments: list[str]) -> list[str]:
+    """`arguments` with those of the stages of prepare, translate.KEY=VALUE, in one list of them."""
+    stages = [argument for argument in arguments if argument.startswith(tuple(f"{name}." for name in STAGES))]
+    others = [argument for argument in arguments if argument not in stages]
+    return [*others, f"more=[{','.join(map(quoted, stages))}]"] if stages else others
 
 
 def _to_settings(command: str, config: Any) -> Any:
@@ -218,10 +268,17 @@ def _is_rank_0() -> bool:
 
 
 def _function(command: str) -> Callable[[Any], int]:
-    if command == "train":
-        return _train
+    if command in ("train", "prepare"):
+        return _train if command == "train" else _prepare
     module, _, name = _FUNCTIONS[command].partition(":")
     return cast(Callable[[Any], int], getattr(importlib.import_module(module), name))
+
+
+def _prepare(config: Any) -> int:
+    # Preparation runs other commands, which only this layer knows.
+    from reranker.prepare.prepare import prepare_command
+
+    return prepare_command(config, run_command)
 
 
 def _train(config: Any) -> int:
@@ -233,9 +290,10 @@ def _train(config: Any) -> int:
     return train(config, evaluator=DevEvaluator, export=export_run)
 
 
-def _overview(commands: Iterable[str]) -> str:
+def _overview(commands: Collection[str]) -> str:
+    width = max(map(len, commands))
     lines = ["usage: reranker <command> key=value ...", "", "commands:"]
-    lines += [f"  {name:13s} {COMMANDS[name][1]}" for name in commands]
+    lines += [f"  {name:{width}s}  {COMMANDS[name][1]}" for name in commands]
     lines += ["", "reranker <command> --help tells what each key means, --cfg job prints the composed config."]
     return "\n".join(lines)
 
@@ -245,16 +303,21 @@ def _help(command: str) -> str:
 
     schema, summary = COMMANDS[command]
     width = max(60, min(100, shutil.get_terminal_size((96, 24)).columns))
-    directory = "DIRECTORY " if _takes_directory(command) else ""
+    directory = "DIRECTORY " if command in _DIRECTORY else ""
     lines = [f"usage: reranker {command} {directory}key=value ...", "", f"{summary[0].upper()}{summary[1:]}."]
-    if choices := groups(schema):
+    if choices := groups(command):
         lines += ["", "Choices, each of which sets the keys under its name:"]
         lines += [f"  {group}={'|'.join(options)}" for group, options in choices.items()]
     sections: dict[str, list[str]] = {}
     for key, kind, default, doc in describe(schema):
-        shown = f"{key}=...  ({kind}, required)" if default == "???" else f"{key}={shown_default(default)}  ({kind})"
+        value = shown_default(default)
+        value = value if len(value) < width // 2 else f"{value[: width // 2]}…"  # --cfg job has it whole
+        shown = f"{key}=...  ({kind}, required)" if default == "???" else f"{key}={value}  ({kind})"
         section = sections.setdefault(key.rpartition(".")[0], [])
-        section += [f"  {shown}", *textwrap.wrap(doc, width, initial_indent="      ", subsequent_indent="      ")]
+        lines_of_doc = textwrap.wrap(
+            doc, width, initial_indent="      ", subsequent_indent="      ", break_on_hyphens=False
+        )
+        section += [f"  {shown}", *lines_of_doc]
     for name, section in sections.items():
         lines += ["", f"{name}:" if name else "Keys:", *section]
     notes = ["--cfg job prints the composed config", "--multirun runs a sweep: key=1,2,3"]
@@ -263,4 +326,4 @@ def _help(command: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console()

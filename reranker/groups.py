@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
+import sys
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -116,17 +116,18 @@ def decode_lines(stream: Iterable[bytes], name: object, first: int = 1) -> Itera
     for number, line in enumerate(_to_the_end(stream, name), first):
         if line.strip():
             try:
-                yield f"{name}:{number}", json.loads(text := line.decode("utf-8").rstrip())
-            except json.JSONDecodeError as error:
-                raise UserError(
-                    f"{name}:{number}",
-                    f"{shorten(text)} ({error.msg} at column {error.colno})",
-                    "one JSON value a line",
-                    "write each record on one line of its own",
-                ) from None
+                value = json.loads(text := line.decode("utf-8").rstrip())
             except UnicodeDecodeError as error:
                 raise UserError(f"{name}:{number}", f"bytes that are not UTF-8 ({error.reason})", "UTF-8 text",
                                 "convert the file, for example with iconv") from None  # fmt: skip
+            except (RecursionError, ValueError) as error:
+                if isinstance(error, json.JSONDecodeError):
+                    why = f"{error.msg} at column {error.colno}"
+                else:
+                    why = "brackets too deep" if isinstance(error, RecursionError) else "a number of too many digits"
+                raise UserError(f"{name}:{number}", f"{shorten(text)} ({why})", "one JSON value a line",
+                                "write each record on one line of its own") from None  # fmt: skip
+            yield f"{name}:{number}", value
 
 
 def _to_the_end(stream: Iterable[bytes], name: object) -> Iterator[bytes]:
@@ -185,8 +186,10 @@ def parse_text(value: Any, name: str, where: object) -> str:
 def _scores(value: Any, key: str, count: int, where: object) -> tuple[float, ...] | None:
     if value is None:
         return None
+    # math.isfinite fails for a whole number that no float can hold.
     numbers = isinstance(value, list) and all(
-        isinstance(score, (int, float)) and not isinstance(score, bool) and math.isfinite(score) for score in value
+        isinstance(score, (int, float)) and not isinstance(score, bool) and abs(score) <= sys.float_info.max
+        for score in value
     )
     if not numbers or len(value) != count:
         found = f"{len(value)} of them" if numbers else shorten(value)

@@ -28,7 +28,7 @@ from omegaconf.errors import (
     ReadonlyConfigError,
 )
 
-from reranker.config import COMMANDS
+from reranker.config import COMMANDS, WITH_GROUPS
 from reranker.describe import carried_directory, describe
 from reranker.errors import UserError, closest, shorten
 
@@ -46,7 +46,7 @@ def check_arguments(command: str, arguments: list[str]) -> list[str]:
     # argparse would print a usage of twenty lines and exit by itself.
     parser.error = refuse  # type: ignore[method-assign]
     parsed = parser.parse_args(flags + overrides)
-    directories = [carried_directory("conf")] if command == "train" else []
+    directories = _of_groups(command)
     directories += [Path(parsed.config_dir)] if parsed.config_dir else []
     parsed_overrides = [_parse(command, text) for text in parsed.overrides]
     _refuse_taken_apart(parsed_overrides)
@@ -96,12 +96,15 @@ def _place(error: Exception) -> str:
     return f" in {text.split(chr(39))[1]}.yaml" if text.startswith("In '") else ""
 
 
-def groups(config: type) -> dict[str, list[str]]:
-    """{group: its options in conf/} of a command's config."""
-    if config is not COMMANDS["train"][0]:
-        return {}  # `model` and `precision` are plain values elsewhere
-    names = dict.fromkeys(key.split(".")[0] for key, *_ in describe(config))
-    return {name: options for name in names if (options := _options(name, [carried_directory("conf")]))}
+def groups(command: str) -> dict[str, list[str]]:
+    """{group: its options in conf/} of a command."""
+    names = dict.fromkeys(key.split(".")[0] for key, *_ in describe(COMMANDS[command][0]))
+    return {name: options for name in names if (options := _options(name, _of_groups(command)))}
+
+
+def _of_groups(command: str) -> list[Path]:
+    """The directory whose directories hold a command's yamls to choose from: `model` is a plain value where none is."""
+    return [carried_directory("conf") / WITH_GROUPS[command]] if command in WITH_GROUPS else []
 
 
 def known_keys(config: type) -> list[str]:
@@ -149,7 +152,7 @@ def _check_override(command: str, override: Override, directories: list[Path], m
             if not isinstance(option, str) or not _has_option(key, option, directories):
                 raise _unknown_option(command, key, option, options)
         return
-    leaves = [row[0] for row in describe(schema) if not isinstance(row[2], (list, tuple))]
+    leaves = [row[0] for row in describe(schema) if not isinstance(row[2], (list, tuple, dict))]
     for leaf in leaves:
         if key.startswith(f"{leaf}."):
             raise UserError(key, "an unknown key", f"a key of {command}", f"did you mean {leaf}?")

@@ -56,6 +56,17 @@ def tiny_model(directory: Path, seed: int = 0, vocabulary: Iterable[str] = (), l
     return directory
 
 
+def tiny_encoder(directory: Path) -> Path:
+    """Write a sentence-transformers encoder of the same size to `directory` and return it."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    body = Transformer(str(tiny_model(directory / "base")))
+    model = SentenceTransformer(modules=[body, Pooling(body.get_embedding_dimension())], device="cpu")
+    model.save(str(directory / "encoder"))
+    return directory / "encoder"
+
+
 def _tokenizer(vocabulary: Iterable[str]) -> object:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load, save_file
+from safetensors.numpy import load, save
 
 from reranker.groups import Group
 
@@ -85,7 +85,8 @@ class IndexBuilder:
     def save(self, path: Path) -> None:
         """Write the index. The same members write the same bytes."""
         columns = {**self._columns, "first": [*self._columns["first"], len(self._columns["hash"])]}
-        save_file({name: np.array(columns[name], type_) for name, type_ in _TYPES.items()}, path)
+        # Not save_file, which makes a file that its owner alone can read.
+        path.write_bytes(save({name: np.array(columns[name], type_) for name, type_ in _TYPES.items()}))
 
 
 def load_index(content: bytes) -> ShardIndex:

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load, save_file
+from safetensors.numpy import load, save
 from tokenizers import Tokenizer
 
 from reranker.data.cache import ShardCache
@@ -213,7 +213,7 @@ class _Counter:
         entry = self.reader.manifest.shards[shard]
         path = self.directory / _file_name(entry)
         tokens = np.fromiter(self._count(shard, entry), np.uint16)
-        save_file({"tokens": tokens}, path)
+        path.write_bytes(save({"tokens": tokens}))  # save_file makes a file that its owner alone can read
         return LengthsFile(path.name, len(tokens), sha256(path))
 
     @functools.cached_property

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from reranker.checks import accumulation
-from reranker.errors import UserError
 
 SCHEMA = 1
 
@@ -205,15 +204,3 @@ def step_numbers(cursor: Cursor, total: int, epochs: int, max_steps: int | None 
 def steps_taken(cursor: Cursor, total: int) -> int:
     """Optimizer steps behind the cursor."""
     return cursor.epoch * steps_per_epoch(total, cursor.groups) + steps_per_epoch(cursor.position, cursor.groups)
-
-
-def check_cursor(stored: dict[str, Any], expected: Cursor, where: object) -> Cursor:
-    """The stored cursor, if it continues the training that `expected` starts. Raises UserError if not."""
-    names = {"schema": "schema", "seed": "train.seed", "groups": "batch.groups", "fingerprint": "data.shards"}
-    for field, key in names.items():
-        if stored[field] != getattr(expected, field):
-            raise UserError(
-                key, f"{getattr(expected, field)}, but {where} was made with {stored[field]}", "the same value",
-                "restore it or choose another run_dir",
-            )  # fmt: skip
-    return Cursor(**stored)

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
-from reranker.config import MOST_OPEN
+from reranker.config.common import MOST_OPEN
 from reranker.data.cache import ShardCache
 from reranker.data.index import GroupTexts, ShardIndex, load_index
 from reranker.data.location import is_remote, join, local_path

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -98,11 +99,23 @@ def stream(
         prefetch_factor=prefetch if workers else None,
         pin_memory=pin_memory,
         multiprocessing_context="fork" if workers else None,
+        worker_init_fn=_leave_signals_to_the_rank if workers else None,
     )
     for item in loader:
         if isinstance(item, UserError):
             raise item
         yield item
+
+
+def _leave_signals_to_the_rank(_: int) -> None:
+    """Workers are forked with the rank's handlers.
+
+    A signal to a whole process group, as systemd and `timeout` send it, must leave them alive: the rank needs its
+    batches up to the step behind which all ranks stop, and ends them itself.
+    """
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def fetch(data: DataSet, tasks: Iterable[Task]) -> Iterator[Sample]:

@@ -1,4 +1,4 @@
-"""Passages and queries -> groups to train on: of headings, and of first sentences.
+"""Passages and queries -> groups: of headings, and of first sentences.
 
 A heading's right passage is the text under it. A first sentence is a query out of the passage itself, the rest of
 which is to be found (the inverse cloze task: Lee et al., 2019, "Latent Retrieval for Weakly Supervised Open Domain
@@ -8,8 +8,9 @@ BM25's best others. Nothing is read or written here.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from reranker.groups import Group
@@ -19,6 +20,11 @@ QUERY_LENGTH = (12, 150)
 """Characters of a query at least and at most."""
 REST_LENGTH = 60
 """Characters that must be left of the passage."""
+
+Splitter = Callable[[Sequence[str]], list[list[str]]]
+"""Texts -> the sentences of each."""
+
+_ENGLISH_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'(])")
 
 
 def heading_groups(
@@ -51,29 +57,27 @@ def heading_groups(
 
 
 def sentence_groups(
-    passages: list[dict[str, Any]], index: BM25Index, negatives: int
+    passages: list[dict[str, Any]], sentences: Sequence[tuple[int, str, str]], index: BM25Index, negatives: int
 ) -> Iterator[tuple[dict[str, Any], Group]]:
-    """(passage, its group) of each passage whose first sentence makes a query.
+    """(passage, its group) of each of the first sentences of `passages`, as `first_sentences` gives them.
 
     No negative is the passage itself, a copy of it, or another one that holds the sentence.
     """
     texts = [passage["text"] for passage in passages]
-    made = first_sentences(texts)
-    ranked = index.search([sentence for _, sentence, _ in made], 2 * negatives)
-    for (place, sentence, rest), hits in zip(made, ranked, strict=True):
+    ranked = index.search([sentence for _, sentence, _ in sentences], 2 * negatives)
+    for (place, sentence, rest), hits in zip(sentences, ranked, strict=True):
         others = [texts[hit] for hit, _ in hits if texts[hit] != texts[place] and sentence not in texts[hit]]
         negative = tuple(dict.fromkeys(others))[:negatives]
         if negative:
             yield passages[place], Group(sentence, (rest,), negative, id=f"sentence:{passages[place]['id']}")
 
 
-def first_sentences(texts: Sequence[str]) -> list[tuple[int, str, str]]:
+def first_sentences(texts: Sequence[str], split: Splitter) -> list[tuple[int, str, str]]:
     """(place of the text, its first sentence, the rest) of each text that makes a query."""
-    sentences = kiwi_model().split_into_sents(texts, return_sub_sents=False)  # of those nothing is read
-    split = [[sentence.text.strip() for sentence in row] for row in sentences]
-    seen = Counter(sentence for row in split for sentence in set(row))
+    rows = split(texts)
+    seen = Counter(sentence for row in rows for sentence in set(row))
     found = []
-    for place, row in enumerate(split):
+    for place, row in enumerate(rows):
         if not row:
             continue
         first, rest = row[0], " ".join(row[1:])
@@ -82,3 +86,14 @@ def first_sentences(texts: Sequence[str]) -> list[tuple[int, str, str]]:
         if named and len(rest) >= REST_LENGTH:
             found.append((place, first, rest))
     return found
+
+
+def korean_sentences(texts: Sequence[str]) -> list[list[str]]:
+    """The sentences of each text, by Kiwi."""
+    found = kiwi_model().split_into_sents(texts, return_sub_sents=False)  # of those nothing is read
+    return [[sentence.text.strip() for sentence in row] for row in found]
+
+
+def english_sentences(texts: Sequence[str]) -> list[list[str]]:
+    """The sentences of each text, by their marks: documentation abbreviates little."""
+    return [_ENGLISH_END.split(text.strip()) for text in texts]

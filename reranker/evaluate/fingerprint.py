@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from reranker import __version__
-from reranker.config import EvaluateConfig
+from reranker.config.models import EvaluateConfig
 from reranker.errors import UserError
 from reranker.files import sha256, write_json
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reranker.config import FirstStageConfig
+from reranker.config.common import FirstStageConfig
 from reranker.errors import UserError, closest, shorten
 from reranker.evaluate.metrics import ranking
 from reranker.groups import kind_of, parse_text, read_lines

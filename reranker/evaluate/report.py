@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from reranker.config import EvaluateConfig
+from reranker.config.models import EvaluateConfig
 from reranker.errors import UserError
 from reranker.evaluate import table
 from reranker.evaluate.fingerprint import Scores, digest, environment_of, inputs_of, settings_of

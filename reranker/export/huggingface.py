@@ -9,17 +9,17 @@ The output is whole or absent, and it never takes the place of anything but an e
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from reranker.config import ExportConfig, Precision
+from reranker.config.common import Precision
+from reranker.config.models import ExportConfig
 from reranker.data.dataset import parse_sources
 from reranker.data.tokenize import CONFIG_KEY, Contract
 from reranker.errors import UserError
@@ -27,6 +27,7 @@ from reranker.export.model_card import LICENSES, METRICS, CardFacts, model_card
 from reranker.export.performance import performance_of
 from reranker.files import atomic_directory, read_json, write_json, write_text
 from reranker.model.cross_encoder import load_config, load_tokenizer
+from reranker.progress import without_hub_bars
 
 INITIAL = "initial"
 """In a run directory: config and tokenizer of the model that it began with."""
@@ -116,7 +117,7 @@ def export_weights(
     with atomic_directory(output) as staging:
         # save_pretrained imports deepspeed, which searches for an accelerator and writes of it to standard output.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        with _quiet():
+        with without_hub_bars():
             model.save_pretrained(staging)
             tokenizer.save_pretrained(staging)
         written = read_json(staging / "tokenizer_config.json")
@@ -235,17 +236,3 @@ def _license(readme: Path) -> str | None:
     front = re.match(r"---\n(.*?)\n---\n", readme.read_text("utf-8", errors="replace"), re.DOTALL)
     stated = re.search(r"^license: *([\w.-]+) *$", front.group(1), re.MULTILINE) if front else None
     return stated.group(1) if stated else None
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The hub library's progress bars stay away."""
-    from transformers.utils import logging as hub_logging
-
-    shown = hub_logging.is_progress_bar_enabled()
-    hub_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            hub_logging.enable_progress_bar()

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from reranker.config import DataConfig, NegativesConfig, ShortGroups
+from reranker.config.common import ShortGroups
+from reranker.config.training import DataConfig, NegativesConfig
 from reranker.data.choose import Choice
 
 

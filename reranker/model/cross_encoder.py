@@ -18,6 +18,7 @@ import torch
 from reranker.data.collate import MicroBatch, PackedPairs
 from reranker.errors import UserError
 from reranker.model.unpad import COUNT_FROM_PADDING, is_packed, packed_inputs
+from reranker.progress import without_hub_bars
 
 HEAD_NAMES = ("classifier", "score", "head", "pooler", "out_proj")
 
@@ -80,11 +81,7 @@ def load_model(
     from transformers import AutoModelForSequenceClassification
 
     config = load_config(name, revision, key)
-    if dropout is not None:
-        for field in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout",
-                      "attention_dropout", "mlp_dropout", "embedding_dropout"):  # fmt: skip
-            if hasattr(config, field):
-                setattr(config, field, dropout)
+    set_dropout(config, dropout)
     with _told_as_ours(name, key), _seeded(seed):
         model, info = AutoModelForSequenceClassification.from_pretrained(
             name, revision=revision, config=config, dtype=dtype, output_loading_info=True
@@ -97,6 +94,16 @@ def load_model(
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model, bool(fresh)
+
+
+def set_dropout(config: Any, dropout: float | None) -> None:
+    """Replace the dropout of a Hugging Face config, whatever its model calls it; None keeps the model's own."""
+    if dropout is None:
+        return
+    for field in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout",
+                  "attention_dropout", "mlp_dropout", "embedding_dropout"):  # fmt: skip
+        if hasattr(config, field):
+            setattr(config, field, dropout)
 
 
 def score(model: Any, batch: MicroBatch) -> torch.Tensor:
@@ -134,15 +141,14 @@ def _told_as_ours(name: str, key: str) -> Iterator[None]:
     from safetensors import SafetensorError  # a RuntimeError it is not: weights cut short, for example
     from transformers.utils import logging as hub_logging
 
-    bars = hub_logging.is_progress_bar_enabled()
-    hub_logging.disable_progress_bar()
     verbosity = hub_logging.get_verbosity()
     hub_logging.set_verbosity(logging.ERROR)
     client = logging.getLogger("huggingface_hub")  # tells of every retry where there is no network
     level = client.level
     client.setLevel(logging.ERROR)
     try:
-        yield
+        with without_hub_bars():
+            yield
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         if isinstance(error, UserError):
             raise
@@ -154,5 +160,3 @@ def _told_as_ours(name: str, key: str) -> Iterator[None]:
     finally:
         client.setLevel(level)
         hub_logging.set_verbosity(verbosity)
-        if bars:
-            hub_logging.enable_progress_bar()

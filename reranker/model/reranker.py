@@ -19,7 +19,8 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from reranker.config import Precision, ScoreConfig
+from reranker.config.common import Precision
+from reranker.config.models import ScoreConfig
 from reranker.data.collate import pack_pairs
 from reranker.data.tokenize import Contract, Pair, PairTokenizer
 from reranker.errors import UserError, closest, shorten

@@ -9,6 +9,7 @@ and 100 MB) is loaded when the "kiwi" analyzer is first used, never by an import
 from __future__ import annotations
 
 import functools
+import multiprocessing
 import os
 import re
 import unicodedata
@@ -102,6 +103,11 @@ def _words(texts: Iterable[str]) -> Iterator[list[str]]:
         yield _WORD.findall(text.lower())
 
 
+def _whitespace(texts: Iterable[str]) -> Iterator[list[str]]:
+    for text in texts:
+        yield text.lower().split()
+
+
 def _bigrams(texts: Iterable[str]) -> Iterator[list[str]]:
     # Hangul words in overlapping pairs of syllables, so that a stem matches under any ending; words of
     # other scripts and numbers stay whole, as their pairs of letters say little.
@@ -118,11 +124,13 @@ def _bigrams(texts: Iterable[str]) -> Iterator[list[str]]:
 _FUNCTIONS: dict[str, Callable[[Iterable[str]], Iterator[list[str]]]] = {
     "kiwi": _kiwi,
     "words": _words,
+    "whitespace": _whitespace,
     "bigrams": _bigrams,
 }
 
 ANALYZERS = tuple(_FUNCTIONS)
-"""kiwi: Korean content morphemes; words: lower-cased words; bigrams: pairs of syllables."""
+"""kiwi: Korean content morphemes; words: lower-cased words; whitespace: split at blanks, lower-cased, punctuation
+kept; bigrams: pairs of syllables."""
 
 
 def _analyzer(name: str) -> Callable[[Iterable[str]], Iterator[list[str]]]:
@@ -139,6 +147,8 @@ def kiwi_model() -> Any:
     from kiwipiepy import Kiwi
 
     # The cores that we may use, not those of the machine: a cluster's job owns a few of many.
+    if multiprocessing.parent_process() is not None:
+        return Kiwi(num_workers=1)  # one of several processes: the others use the other cores
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Kiwi(num_workers=min(cores, 8))
 

@@ -24,7 +24,7 @@ from typing import IO, Any, cast
 from braceexpand import braceexpand
 
 from reranker.checks import cache_directory, check_at_least
-from reranker.config import IndexConfig
+from reranker.config.shards import IndexConfig
 from reranker.data.cache import ShardCache
 from reranker.data.fetch import fetch_with_retries
 from reranker.data.index import IndexBuilder

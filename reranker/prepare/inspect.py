@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from reranker.checks import cache_directory, check_at_least
-from reranker.config import DataInspectConfig
+from reranker.config.shards import DataInspectConfig
 from reranker.data.cache import ShardCache
 from reranker.data.choose import Choice
 from reranker.data.dataset import DataSet, Source

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from reranker.config import PackConfig
+from reranker.config.shards import PackConfig
 from reranker.data import lengths
 from reranker.data.index import IndexBuilder
 from reranker.data.lengths import Lengths, lengths_name, write_lengths

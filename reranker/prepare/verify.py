@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 
-from reranker.config import DataVerifyConfig
+from reranker.config.shards import DataVerifyConfig
 from reranker.data import lengths
 from reranker.data.index import ShardIndex, load_index
 from reranker.data.lengths import LengthsFile, lengths_name, load_files

@@ -5,82 +5,152 @@
       state.json                    step, cursor, loss scaler, best checkpoint, tracking id, config, versions
       manifest.json                 size and sha256 of the files above, written last
 
-A checkpoint is written to a staging directory whose name starts with a dot, flushed, and renamed. Nothing
-is pickled. Loading takes the newest complete one and says which it passed over and why. Raises `UserError`.
+A checkpoint is written to a staging directory whose name starts with a dot, flushed, renamed and read back; only
+then are older ones removed. A save that fails leaves the older ones as they were. Nothing is pickled. Loading takes
+the newest complete one and says which it passed over and why. Raises `UserError`.
 """
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from typing import Any, TypeVar
 
 from reranker.errors import UserError
-from reranker.files import fsync_directory, read_json, sha256, write_json
+from reranker.files import fsync_directory, read_json, refusals_told, sha256, write_json
 from reranker.train.distributed import Ranks
-from reranker.train.fragments import MASTER, Fragment
+from reranker.train.fragments import Fragment
+from reranker.train.owner import TakenOver
+from reranker.train.pieces import Pieces, fragments_file, read_weights, write_fragments
+
+__all__ = ["DIRECTORY", "Pieces", "Retention", "damage", "find", "newest", "read_state", "read_weights", "save"]
+
+T = TypeVar("T")
 
 MANIFEST, STATE, DIRECTORY = "manifest.json", "state.json", "checkpoints"
 SCHEMA = 1
+
+Files = dict[str, tuple[int, str]]
+"""{file of a checkpoint: (bytes, sha256)}."""
 
 
 def name_of(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def save(run_dir: Path, step: int, fragments: Iterator[Fragment], state: dict[str, Any], ranks: Ranks) -> Path:
-    """Write a checkpoint; every rank calls this. Returns its directory."""
+def step_of(path: Path) -> int:
+    """The optimizer steps behind the checkpoint in this directory."""
+    return int(path.name.removeprefix("step-"))
+
+
+def save(
+    run_dir: Path, step: int, fragments: Sequence[Fragment], state: dict[str, Any], ranks: Ranks, retention: Retention,
+    owned: Callable[[], None] = lambda: None,
+) -> Path:  # fmt: skip
+    """Write, verify and name a checkpoint, then remove those that are no longer wanted; every rank calls this.
+
+    `owned` raises where the run directory is another training's by now: then nothing there is touched, and the
+    checkpoint gets no name. Returns its directory. Raises UserError, on every rank alike, if it cannot be written or
+    does not read back: then nothing of it is left, and the checkpoints before it are as they were.
+    """
     final = run_dir / DIRECTORY / name_of(step)
     staging = final.with_name(f".{final.name}.staging")
-    if ranks.first:
-        for left in final.parent.glob(".step-*"):  # by a save that was killed
-            shutil.rmtree(left)
-        staging.mkdir(parents=True)
-    ranks.barrier()
-    entry = _write_fragments(staging / f"fragments-{ranks.rank:05d}.safetensors", fragments)
-    entries = ranks.gather(entry)
-    if ranks.first:
-        write_json(staging / STATE, {"schema": SCHEMA, "step": step, **state})
-        files = [*entries, _entry(staging / STATE)]
-        write_json(staging / MANIFEST, {"schema": SCHEMA, "files": {entry.pop("name"): entry for entry in files}})
-        fsync_directory(staging)
-        if final.exists():
-            os.replace(final, final.with_name(f".{final.name}.old"))
-        os.replace(staging, final)
-        fsync_directory(final.parent)
-    ranks.together(lambda: verify(final) if ranks.first else None)
+
+    def each(action: Callable[[], T]) -> T:
+        """`action` on every rank; what the system refuses is told by all alike."""
+
+        def told() -> T:
+            with refusals_told(final):
+                return action()
+
+        return ranks.together(told)
+
+    try:
+        each(lambda: _make_staging(staging, owned) if ranks.first else None)
+        entry = each(lambda: write_fragments(staging / fragments_file(ranks.rank), fragments))
+        entries = ranks.gather(entry)
+        each(lambda: _commit(staging, final, step, state, entries, owned) if ranks.first else None)
+        each(lambda: _verify(final) if ranks.first else None)
+        each(lambda: prune(run_dir, step, retention) if ranks.first else None)
+    except UserError as error:
+        if ranks.first and not isinstance(error, TakenOver):  # the other one's staging directory has the same name
+            shutil.rmtree(staging, ignore_errors=True)
+        raise
     return final
 
 
-def verify(path: Path) -> None:
-    """Raise UserError if a checkpoint does not read back as it was written."""
+def _make_staging(staging: Path, owned: Callable[[], None]) -> None:
+    owned()
+    for left in staging.parent.glob(".step-*"):  # by a save or a removal that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    staging.mkdir(parents=True)
+
+
+def _commit(
+    staging: Path, final: Path, step: int, state: dict[str, Any], entries: list[dict[str, Any]],
+    owned: Callable[[], None],
+) -> None:  # fmt: skip
+    write_json(staging / STATE, {"schema": SCHEMA, "step": step, **state})
+    described = {"name": STATE, "bytes": (staging / STATE).stat().st_size, "sha256": sha256(staging / STATE)}
+    files = {entry["name"]: {key: entry[key] for key in ("bytes", "sha256")} for entry in [*entries, described]}
+    write_json(staging / MANIFEST, {"schema": SCHEMA, "files": files})  # flushes the names in staging as well
+    owned()
+    if final.exists():  # damaged: a whole one of this step would have been resumed from
+        os.replace(final, final.with_name(f".{final.name}.old"))
+    os.replace(staging, final)
+    fsync_directory(final.parent)
+
+
+def _verify(path: Path) -> None:
+    """Raise UserError, and remove the checkpoint, if it does not read back as it was written."""
     if reason := damage(path):
-        raise UserError(path, reason, "the checkpoint as it was written", "check the disk, then run the same command")
+        _remove(path)
+        raise UserError(path, reason, "the checkpoint as it was written", "check the disk")
 
 
-def prune(run_dir: Path, step: int, keep_last: int, keep: str | None) -> None:
-    """Remove all but the `keep_last` newest checkpoints up to `step` and the one named `keep`.
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints are kept: the `last` newest, those of every `every`-th step, and the `best` ones by name."""
 
-    Those of later steps were passed over when this training resumed: they are damaged, and go as well.
+    last: int
+    every: int | None = None
+    best: tuple[str, ...] = ()
+
+
+def prune(run_dir: Path, step: int, retention: Retention) -> None:
+    """Remove the checkpoints that are not kept, and those of steps behind `step`.
+
+    The latter were passed over when this training resumed, as damaged, or are numbered as before a change that was
+    accepted: the next start would take them for newer ones.
     """
-    names = [path for path in _candidates(run_dir) if path.name <= name_of(step)]
-    kept = {keep, *(path.name for path in names[:keep_last])}
-    for path in _candidates(run_dir):
+    names = [path for path in checkpoint_directories(run_dir) if path.name <= name_of(step)]
+    kept = {*retention.best, *(path.name for path in names[: retention.last])}
+    if retention.every:
+        kept |= {path.name for path in names if step_of(path) % retention.every == 0}
+    for path in checkpoint_directories(run_dir):
         if path.name not in kept:
-            shutil.rmtree(path)
+            try:
+                _remove(path)
+            except OSError as error:  # somebody has it open, say: the new checkpoint is whole all the same
+                print(f"{path}: not removed ({error.strerror})", file=sys.stderr, flush=True)
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint: it loses its name first, so that none with a name is ever half of one."""
+    aside = path.with_name(f".{path.name}.removed")
+    os.replace(path, aside)
+    shutil.rmtree(aside, ignore_errors=True)  # what is left of it goes with the next save
 
 
 def newest(run_dir: Path) -> tuple[Path | None, list[str]]:
     """(the newest complete checkpoint or None, a line for each that was passed over)."""
     passed: list[str] = []
-    for path in _candidates(run_dir):
+    for path in checkpoint_directories(run_dir):
         reason = damage(path)
         if reason is None:
             return path, passed
@@ -89,24 +159,38 @@ def newest(run_dir: Path) -> tuple[Path | None, list[str]]:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None if it is complete: every file of its size and sha256."""
+    """What is wrong with a checkpoint, or None if it is complete: every file of its size and sha256, and no other."""
+    files, wrong = glance(path)
+    if wrong:
+        return next(iter(wrong.values()))
+    for name, (_, digest) in files.items():
+        try:
+            if sha256(path / name) != digest:
+                return f"{name} has another sha256 than was written"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+    return None
+
+
+def glance(path: Path) -> tuple[Files, dict[str, str]]:
+    """What a checkpoint's manifest promises, and {file: what is wrong} by names and sizes: no file is read."""
     try:
         manifest = read_json(path / MANIFEST)
         schema = manifest["schema"]
-        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
-    except (UserError, KeyError, TypeError, AttributeError):
-        return f"no readable {MANIFEST}"
+        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
+    except (UserError, OSError, KeyError, TypeError, AttributeError):
+        return {}, {MANIFEST: f"no readable {MANIFEST}"}
     if schema != SCHEMA:
-        return f"its schema is {schema} and not {SCHEMA}"
-    for name, (size, digest) in expected.items():
-        file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size} bytes and not {size}"
-        if sha256(file) != digest:
-            return f"{name} has another sha256 than was written"
-    return None
+        return {}, {MANIFEST: f"its schema is {schema} and not {SCHEMA}"}
+    wrong = {}
+    for name, (size, _) in files.items():
+        if not (path / name).is_file():
+            wrong[name] = f"{name} is missing"
+        elif (found := (path / name).stat().st_size) != size:
+            wrong[name] = f"{name} has {found} bytes and not {size}"
+    # Whatever is called so is read as part of the state.
+    surplus = {file.name for file in path.glob("fragments-*.safetensors")} - files.keys()
+    return files, wrong | {name: f"{name} is not named in {MANIFEST}" for name in sorted(surplus)}
 
 
 def find(run_dir: Path, which: str) -> Path:
@@ -124,7 +208,7 @@ def find(run_dir: Path, which: str) -> Path:
     path = run_dir / DIRECTORY / which
     reason = damage(path) if path.is_dir() else "no such directory"
     if reason is not None:
-        names = ", ".join(candidate.name for candidate in _candidates(run_dir))
+        names = ", ".join(candidate.name for candidate in checkpoint_directories(run_dir))
         raise UserError("checkpoint", f"{which}, {reason}", f"best, last or one of {names}", "change the name")
     return path
 
@@ -133,75 +217,9 @@ def read_state(path: Path) -> dict[str, Any]:
     return read_json(path / STATE)
 
 
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """{parameter: fp32 tensor} of a checkpoint."""
-    pieces = Pieces(path)
-    return {name: pieces.full(name, MASTER) for name in pieces.names}
-
-
-class Pieces:
-    """Whole tensors from the fragments of all ranks, one at a time; the files stay on the disk."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._where: dict[tuple[str, str], list[tuple[Any, str, int]]] = {}
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        for file in sorted(path.glob("fragments-*.safetensors")):
-            tensors = safe_open(file, framework="pt")
-            for key, (name, kind, shape, offset) in json.loads(tensors.metadata()["fragments"]).items():
-                self._where.setdefault((name, kind), []).append((tensors, key, offset))
-                self._shapes[name] = tuple(shape)
-
-    @property
-    def names(self) -> list[str]:
-        return list(self._shapes)
-
-    def check(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        """Raise UserError unless these are the parameters of a model with these shapes."""
-        for name in sorted(shapes.keys() | self._shapes.keys()):
-            if shapes.get(name) != self._shapes.get(name):
-                raise UserError(
-                    self._path, f"{name} of shape {self._shapes.get(name)}", f"{shapes.get(name)}, as the model has",
-                    "resume with the model that the run began with, or choose another run_dir",
-                )  # fmt: skip
-
-    def full(self, name: str, kind: str) -> torch.Tensor:
-        """A parameter's master or moment in fp32 and its own shape. Raises UserError if a part is missing."""
-        if name not in self._shapes:
-            raise UserError(self._path, f"no parameter {name}", "the weights of this model",
-                            "resume with the model that the run began with")  # fmt: skip
-        shape = self._shapes[name]
-        flat = torch.empty(torch.Size(shape).numel())
-        filled = 0
-        for tensors, key, offset in self._where.get((name, kind), ()):
-            values = tensors.get_tensor(key)
-            flat[offset : offset + len(values)] = values
-            filled += len(values)
-        if filled != len(flat):
-            raise UserError(self._path, f"{filled} of {len(flat)} elements of {name}", "a complete checkpoint",
-                            "use another checkpoint")  # fmt: skip
-        return flat.view(shape)
-
-
-def _write_fragments(file: Path, fragments: Iterator[Fragment]) -> dict[str, Any]:
-    tensors, places = {}, {}
-    for number, fragment in enumerate(fragments):
-        key = f"{number:06d}"
-        tensors[key] = fragment.values
-        places[key] = (fragment.name, fragment.kind, fragment.shape, fragment.offset)
-    save_file(tensors, file, metadata={"fragments": json.dumps(places)})
-    file.chmod(0o644)  # safetensors writes for the owner alone
-    with open(file, "rb") as stream:
-        os.fsync(stream.fileno())
-    return _entry(file)
-
-
-def _entry(file: Path) -> dict[str, Any]:
-    return {"name": file.name, "bytes": file.stat().st_size, "sha256": sha256(file)}
-
-
-def _candidates(run_dir: Path) -> list[Path]:
+def checkpoint_directories(run_dir: Path) -> list[Path]:
     """Checkpoint directories, the newest first; staging ones have other names."""
     directory = run_dir / DIRECTORY
-    found = [path for path in directory.glob("step-*") if path.is_dir()] if directory.is_dir() else []
+    names = directory.glob("step-*") if directory.is_dir() else ()
+    found = [path for path in names if path.is_dir() and re.fullmatch(r"step-\d{8,}", path.name)]
     return sorted(found, reverse=True)

@@ -13,8 +13,9 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import deepspeed
@@ -24,11 +25,12 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import logger as deepspeed_logger
 from torch import nn
 
-from reranker.config import OptimConfig, Precision, PrecisionConfig
+from reranker.config.common import Precision
+from reranker.config.training import OptimConfig, PrecisionConfig
 from reranker.data.collate import MicroBatch, ghost
 from reranker.model.cross_encoder import score
 from reranker.model.losses import listwise_cross_entropy
-from reranker.train.fragments import KINDS, Fragment, read_parameter, write_parameter
+from reranker.train.fragments import Fragment, read_parameter, write_parameter
 
 # DeepSpeed compiles this op when it meets gloo (28-60 s), though training never calls it.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -37,6 +39,8 @@ deepspeed_logger.setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\..*")
 
 _LARGEST_BUCKET = 500_000_000
+_SCALER_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+"""What fp16's loss scaler has come to; the rest of it are settings."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +49,16 @@ class StepOutcome:
 
     Attributes:
         grad_norm: norm of the gradient before clipping, maybe still on the device; None if the step was skipped.
-        skipped: fp16 overflow: nothing was updated. All ranks agree.
+        skipped: the gradient of some rank was not finite, and nothing was updated. All ranks agree. In fp16 that is
+            an overflow, after which the scale falls.
         loss_scale: fp16's scale behind the step, else 1.
+        at_floor: fp16: skipped with the scale at its least, which cannot fall any more.
     """
 
     grad_norm: float | torch.Tensor | None
     skipped: bool
     loss_scale: float
+    at_floor: bool = False
 
 
 class Engine:
@@ -59,6 +66,7 @@ class Engine:
 
     Args:
         stage, precision: as resolved by `checks.resolve_precision`.
+        offload: keep masters and moments in the machine's memory, and update them there.
         reduce_bucket_size: elements; None sizes it to the model.
     """
 
@@ -70,11 +78,12 @@ class Engine:
         stage: int,
         precision: Precision,
         scaling: PrecisionConfig,
+        offload: bool,
         reduce_bucket_size: int | None,
         device: torch.device,
         timeout: float,
     ) -> None:
-        self.stage, self.precision, self.device = stage, precision, device
+        self.stage, self.precision, self.device, self._offload = stage, precision, device, offload
         if precision is Precision.fp16 and device.type == "cpu":
             assert scaling.fp16_on_cpu
             get_accelerator().is_fp16_supported = lambda: True
@@ -89,11 +98,15 @@ class Engine:
             self._engine, *_ = deepspeed.initialize(
                 model=model.to(device),
                 optimizer=optimizer,
-                config=deepspeed_config(stage, precision, scaling, optim.max_grad_norm, bucket),
+                config=deepspeed_config(stage, precision, scaling, optim.max_grad_norm, bucket, offload),
                 dist_init_required=False,
             )
-        self._clip_norm = optim.max_grad_norm
+        if precision is Precision.fp16:
+            # DeepSpeed raises a bare Exception at the scale's floor; the loop says what to do (`at_floor`).
+            self._engine.optimizer.loss_scaler.raise_error_at_min_scale = False
+        self._clip_norm, self._least_scale = optim.max_grad_norm, scaling.min_loss_scale
         self._norm_at_stage_0: torch.Tensor | None = None
+        self._skipped_at_stage_0 = False
         if stage == 0:
             # get_global_grad_norm() is None here; the clipping is the one place that knows the norm.
             self._engine.clip_fp32_gradients = self._clip_at_stage_0
@@ -129,15 +142,35 @@ class Engine:
         self._engine.backward(loss)
 
     def step(self, learning_rate: float) -> StepOutcome:
-        """Reduce, clip and update with what has been accumulated."""
+        """Reduce, clip and update with what has been accumulated; not at all where the gradient is not finite."""
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        skipped_before = self._engine.skipped_steps
+        skipped_before, scale_before = self._engine.skipped_steps, self._loss_scale
         self._engine.step()
-        skipped = self._engine.skipped_steps > skipped_before
+        skipped = self._skipped_at_stage_0 if self.stage == 0 else self._engine.skipped_steps > skipped_before
+        if skipped and self._offload and self.stage in (1, 2):
+            # DeepSpeed forgets to empty what it accumulates in: every later gradient would be added to this one.
+            gradients = self._engine.optimizer.averaged_gradients
+            gradients.update(dict.fromkeys(gradients))
         norm = self._norm_at_stage_0 if self.stage == 0 else self._engine.get_global_grad_norm()
-        scale = float(self._engine.optimizer.loss_scale) if self.precision is Precision.fp16 else 1.0
-        return StepOutcome(None if skipped else norm, skipped, scale)
+        at_floor = self.precision is Precision.fp16 and skipped and scale_before <= self._least_scale
+        return StepOutcome(None if skipped else norm, skipped, self._loss_scale, at_floor)
+
+    def discard(self) -> StepOutcome:
+        """Throw away what has been accumulated: nothing is updated, and fp16's scale stays. A collective call.
+
+        A gradient that is not a number makes DeepSpeed do so at every stage; it has no word of its own for it.
+        """
+        scaler = self.scaler_state()
+        self.backward(self.score(ghost(pad_id=0).to(self.device)).sum() * float("nan"))
+        outcome = self.step(0.0)
+        assert outcome.skipped
+        self.load_scaler(scaler)
+        return outcome
+
+    @property
+    def _loss_scale(self) -> float:
+        return float(self._engine.optimizer.loss_scale) if self.precision is Precision.fp16 else 1.0
 
     def fragments(self) -> Iterator[Fragment]:
         """This rank's share of every parameter's master weights and moments, on the CPU.
@@ -148,10 +181,11 @@ class Engine:
             self.make_states()
         self._link_states()
         for name, parameter in self._engine.module.named_parameters():
-            yield from read_parameter(name, parameter, self._plain_state(parameter), self._engine.global_rank)
+            state, rank, world = self._plain_state(parameter), self._engine.global_rank, self._engine.dp_world_size
+            yield from read_parameter(name, parameter, state, rank, world)
 
-    def load(self, full: Any, steps: int) -> None:
-        """Set masters and moments of every parameter; `full(name, kind)` returns the whole tensor.
+    def load(self, read: Callable[[str, str, int, int], torch.Tensor], steps: int) -> None:
+        """Set masters and moments of every parameter; `read(name, kind, offset, count)` returns a slice.
 
         `steps` is the number of updates behind the state, for AdamW's bias correction.
         """
@@ -159,8 +193,8 @@ class Engine:
         self._link_states()
         world = self._engine.dp_world_size
         for name, parameter in self._engine.module.named_parameters():
-            values = {kind: full(name, kind) for kind in KINDS}
-            write_parameter(parameter, values, self._plain_state(parameter), self._engine.global_rank, world)
+            state, rank = self._plain_state(parameter), self._engine.global_rank
+            write_parameter(parameter, partial(read, name), state, rank, world)
         if hasattr(self._engine.optimizer, "update_lp_params"):
             # Stages 1 and 2 set the master only; the weights of the forward follow from it.
             self._engine.optimizer.update_lp_params()
@@ -170,12 +204,14 @@ class Engine:
         """fp16's loss scaler as plain numbers."""
         if self.precision is not Precision.fp16:
             return {}
-        scaler = self._engine.optimizer.loss_scaler
-        return {key: value for key, value in vars(scaler).items() if isinstance(value, (int, float))}
+        scaler = vars(self._engine.optimizer.loss_scaler)
+        return {key: scaler[key] for key in _SCALER_STATE}
 
     def load_scaler(self, state: dict[str, Any]) -> None:
         if self.precision is Precision.fp16:
-            vars(self._engine.optimizer.loss_scaler).update(state)
+            # Not what is set by precision.*, which an earlier version kept as well.
+            scaler = vars(self._engine.optimizer.loss_scaler)
+            scaler.update({key: state[key] for key in _SCALER_STATE if key in state})
 
     @property
     def _torch_optimizer(self) -> torch.optim.Optimizer:
@@ -188,6 +224,10 @@ class Engine:
     def _clip_at_stage_0(self) -> None:
         limit = self._clip_norm or float("inf")
         self._norm_at_stage_0 = nn.utils.clip_grad_norm_(self.module.parameters(), limit)
+        self._skipped_at_stage_0 = not bool(self._norm_at_stage_0.isfinite())
+        if self._skipped_at_stage_0:
+            # What ZeRO does at the other stages: parameters without a gradient are not updated.
+            self.module.zero_grad(set_to_none=True)
 
     def make_states(self) -> None:
         """The optimizer's state, which must exist before it is set or measured: a step at rate zero on a loss of zero.
@@ -225,7 +265,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def deepspeed_config(
-    stage: int, precision: Precision, scaling: PrecisionConfig, clip: float, bucket: int
+    stage: int, precision: Precision, scaling: PrecisionConfig, clip: float, bucket: int, offload: bool
 ) -> dict[str, Any]:
     """DeepSpeed's own configuration.
 
@@ -236,7 +276,8 @@ def deepspeed_config(
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
-        "gradient_clipping": clip,
+        # At stage 0 any value calls `_clip_at_stage_0`, which knows the limit.
+        "gradient_clipping": clip if stage else 1.0,
         "steps_per_print": 10**12,
         "zero_optimization": {
             "stage": stage,
@@ -245,6 +286,10 @@ def deepspeed_config(
             "allgather_bucket_size": bucket,
         },
     }
+    if offload:
+        config["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        # DeepSpeed's own CPUAdam is compiled for a minute at the first start; torch's fused AdamW is there.
+        config["zero_force_ds_cpu_optimizer"] = False
     if precision is Precision.fp16:
         config["fp16"] = {
             "enabled": True,

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from reranker.config import BatchPolicy, Precision
+from reranker.config.common import BatchPolicy, Precision
 from reranker.model.cross_encoder import load_config
 from reranker.train.distributed import Ranks, device_name
 from reranker.train.job import Job
@@ -60,6 +60,9 @@ def report(job: Job, ranks: Ranks) -> str:
     model = load_config(config.model.name, config.model.revision)
     parameters, embedding = count_parameters(model)
     states = state_bytes(parameters, job.precision, job.stage, ranks.world)
+    host = [f"checkpoints {12.0 * parameters / ranks.world / GIB:.2f} GiB while one is written"]
+    if config.deepspeed.offload:
+        host.insert(0, f"optimizer {states.pop('optimizer') / GIB:.2f} GiB")
     batch, data = config.batch, config.data
     if batch.policy is BatchPolicy.tokens:
         pairs, length = max(data.group_size, (job.tokens or 0) // data.max_length), data.max_length
@@ -87,6 +90,7 @@ def report(job: Job, ranks: Ranks) -> str:
         ("parameters", f"{parameters / 1e6:.1f}M, of which {embedding / 1e6:.1f}M token embeddings"),
         ("memory per rank", ", ".join(f"{name} {size / GIB:.2f} GiB" for name, size in states.items())),
         ("", f"activations up to {activations / GIB:.2f} GiB ({pairs} pairs of {length} tokens)"),
+        ("", f"of the machine's memory: {', '.join(host)}"),
         ("", f"{least} {(sum(states.values()) + activations) / GIB:.2f} GiB in all (an estimate)"),
     ]
     return "dry run: nothing is trained\n" + "\n".join(f"  {name:16s} {value}" for name, value in rows)

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from reranker.checks import accumulation, cache_directory, resolve_precision
-from reranker.config import BadData, BatchPolicy, Precision, ShardCheck, TrainConfig
+from reranker.config.common import BadData, BatchPolicy, Precision, ShardCheck
+from reranker.config.training import TrainConfig
 from reranker.data.cache import ShardCache
 from reranker.data.choose import Choice
 from reranker.data.dataset import DataSet, Source, fingerprint, make_mixture, parse_sources
@@ -156,6 +157,8 @@ def make_plan(job: Job, done: int, flops: ModelFlops | None) -> Plan:
         lr=job.config.optim.lr,
         warmup=job.config.optim.warmup,
         bad_limit=job.config.data.bad_limit,
+        skip_spikes=job.config.guards.skip_spikes,
+        precision=job.precision.value,
         packed=job.packed,
         flops=flops,
         objective=Objective(job.config.loss.labels, job.config.loss.distillation, job.config.loss.temperature),

@@ -2,16 +2,20 @@
 
 The order of a start, the same on every rank: check the settings, meet the other ranks, check data and
 model, stop here if it is a dry run, build the engine, go to the newest complete checkpoint, train, export.
-Mistakes are found on all ranks together, so that none is left waiting.
+Mistakes are found on all ranks together, so that none is left waiting; whatever else ends one rank ends all.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import multiprocessing
 import os
+import signal
+import socket
 import sys
+import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +24,25 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # our workers are the 
 import torch
 
 from reranker.checks import check_train
-from reranker.config import BatchPolicy, TrainConfig
-from reranker.data.plan import Cursor, Step, check_cursor, steps_taken
+from reranker.config.common import BatchPolicy
+from reranker.config.training import TrainConfig
 from reranker.errors import UserError
 from reranker.files import write_json
-from reranker.model.cross_encoder import load_config, load_model, load_tokenizer, score_pairs
+from reranker.model.cross_encoder import load_config, load_model, load_tokenizer
 from reranker.model.unpad import pack
-from reranker.train import checkpoint, estimate, loop
+from reranker.train import estimate, loop
 from reranker.train.capacity import find_tokens
 from reranker.train.distributed import Ranks, device_name, join, leave
 from reranker.train.flops import model_flops
+from reranker.train.guards import Health
 from reranker.train.job import Job, batches, count_lengths, make_plan, plain, prepare
-from reranker.train.progress import Progress
-from reranker.train.tracking import Tracker
+from reranker.train.owner import Owner
+from reranker.train.preemption import Stop, clear_requeue, mark_requeue, stop_requests
+from reranker.train.resume import CONFIG, Begun, begin, load
+from reranker.train.watchdog import Watchdog
 
-CONFIG, INITIAL = "config.json", "initial"
-"""In a run directory: the resolved settings, and config and tokenizer of the model that it began with."""
+INITIAL = "initial"
+"""In a run directory: config and tokenizer of the model that the run began with."""
 
 
 def train(config: TrainConfig, evaluator: Callable[..., Any], export: Callable[..., Path]) -> int:
@@ -52,81 +59,71 @@ def train(config: TrainConfig, evaluator: Callable[..., Any], export: Callable[.
     except UserError as error:
         error.agreed = True  # every rank reads the same settings
         raise
-    ranks = join(config.train.device, config.train.timeout)
-    # Read by deepspeed at import, which transformers may do first: it would search for itself, and say so.
-    os.environ.setdefault("DS_ACCELERATOR", ranks.device.type)
-    try:
-        job, told = ranks.together(lambda: prepare(config, ranks, evaluator))
-        if config.train.dry_run:
-            if ranks.first:
-                say(told)
-                print(estimate.report(job, ranks))
-            return 0
-        begun = ranks.from_first(lambda: begin(job))
-        if begun is not None and begun.steps >= job.steps:
-            if ranks.first:
-                print(f"{job.run_dir}: all {job.steps} steps were trained before ({begun.path.name})")
-        else:
-            # The first rank of all, then of each node: what one writes is there for the others.
-            for turn in (ranks.first, ranks.first_of_node, True):
-                ranks.together(lambda turn=turn: count_lengths(job) if turn else None)  # type: ignore[misc]
-            train_job(job, ranks, begun, told if ranks.first else [])
-        exported = ranks.together(lambda: export(job.run_dir) if ranks.first else None)
-        if exported is not None:
-            print(f"{exported}: the model, a Hugging Face directory")
-        return 0
-    finally:
-        if "reranker.train.engine" in sys.modules:
-            sys.modules["reranker.train.engine"].forget_groups()
-        leave()
+    with stop_requests() as stop:
+        ranks = join(config.train.device, config.train.timeout)
+        # Read by deepspeed at import, which transformers may do first: it would search for itself, and say so.
+        os.environ.setdefault("DS_ACCELERATOR", ranks.device.type)
+        try:
+            return train_with(ranks, config, stop, evaluator, export)
+        finally:
+            if "reranker.train.engine" in sys.modules:
+                sys.modules["reranker.train.engine"].forget_groups()
+            leave()
+            end_workers()
 
 
-@dataclass(frozen=True)
-class Begun:
-    """The checkpoint that a training goes on from: its directory, state, cursor and optimizer steps."""
+def end_workers() -> None:
+    """End the workers that are left: they do not hear SIGTERM.
 
-    path: Path
-    state: dict[str, Any]
-    cursor: Cursor
-    steps: int
-
-
-def begin(job: Job) -> Begun | None:
-    """Go to the newest complete checkpoint, on rank 0; None where there is none.
-
-    Raises UserError for a checkpoint of another training: nothing of it is touched.
+    An error that is on its way may still hold their loader, which takes the end of a worker for a failure of its own.
     """
-    path, passed = checkpoint.newest(job.run_dir)
-    for line in passed:
-        print(line, file=sys.stderr)
-    if path is None:
-        return None
-    state = checkpoint.read_state(path)
-    cursor = check_cursor(state["cursor"], job.start, path)
-    check_settings(state["config"], plain(job.config), path)
-    write_json(job.run_dir / CONFIG, plain(job.config))
-    return Begun(path, state, cursor, steps_taken(cursor, job.data.positions))
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        for worker in multiprocessing.active_children():
+            worker.kill()
+            worker.join()
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
 
 
-def check_settings(stored: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
-    """Raise UserError if a resumed training would see another model or other pairs than before."""
-    keys = [("model", "name"), ("model", "revision")]
-    keys += [("data", name) for name in ("group_size", "short_groups", "truncation", "max_length", "query_max_length")]
-    keys += [
-        ("data", "negatives"),
-        ("data", "shuffle_block"),
-        ("loss", "labels"),
-        ("loss", "distillation"),
-        ("loss", "temperature"),
-    ]
-    defaults = plain(TrainConfig())
-    for section, name in keys:
-        # A key that the checkpoint's version did not know has the value that stands for what it did.
-        before = stored.get(section, {}).get(name, defaults[section][name])
-        if before != wanted[section][name]:
-            found = f"{wanted[section][name]}, but {path} was made with {before}"
-            fix = "restore it or choose another run_dir"
-            raise UserError(f"{section}.{name}", found, "the same value", fix)
+def train_with(
+    ranks: Ranks, config: TrainConfig, stop: Stop, evaluator: Callable[..., Any], export: Callable[..., Path]
+) -> int:
+    """`train`, once the ranks have met."""
+    job, told = ranks.together(lambda: prepare(config, ranks, evaluator))
+    if config.train.dry_run:
+        if ranks.first:
+            say(told)
+            print(estimate.report(job, ranks))
+        return 0
+    owner = Owner.new()
+
+    def start() -> Begun | None:
+        if job.run_dir.is_dir():
+            owner.take(job.run_dir)  # first: no other training adds a checkpoint to those that are looked at now
+        return begin(job)
+
+    begun = ranks.from_first(start)
+    if ranks.first:
+        clear_requeue(job.run_dir)
+    if begun is not None and begun.steps >= job.steps:
+        if ranks.first:
+            print(f"{job.run_dir}: all {job.steps} steps were trained before ({begun.path.name})")
+    else:
+        # The first rank of all, then of each node: what one writes is there for the others.
+        for turn in (ranks.first, ranks.first_of_node, True):
+            ranks.together(lambda turn=turn: count_lengths(job) if turn else None)  # type: ignore[misc]
+        done = train_job(job, ranks, begun, told if ranks.first else [], stop, owner)
+        if done < job.steps:
+            asked = next((name for name in ranks.gather(stop.signal and stop.signal.name) if name), None)
+            if ranks.first:
+                mark_requeue(job.run_dir, done, asked)
+                print(f"{job.run_dir}: stopped by {asked} behind step {done} of {job.steps}; the same command goes on")
+            return 0
+    exported = ranks.together(lambda: export(job.run_dir) if ranks.first else None)
+    if exported is not None:
+        print(f"{exported}: the model, a Hugging Face directory")
+    return 0
 
 
 def say(lines: Iterable[str]) -> None:
@@ -134,9 +131,13 @@ def say(lines: Iterable[str]) -> None:
         print(line, file=sys.stderr)
 
 
-def train_job(job: Job, ranks: Ranks, begun: Begun | None, told: Iterable[str]) -> None:
-    """Build the engine, go to the checkpoint, run the loop. `told` is said once the model is known to load."""
+def train_job(job: Job, ranks: Ranks, begun: Begun | None, told: Iterable[str], stop: Stop, owner: Owner) -> int:
+    """Build the engine, go to the checkpoint, run the loop; the steps that are done then.
+
+    `told` is said once the model is known to load.
+    """
     from reranker.train.engine import Engine  # deepspeed takes seconds to import: not for dry runs or mistakes
+    from reranker.train.events import RunEvents
 
     config = job.config
     if config.train.deterministic:
@@ -156,81 +157,65 @@ def train_job(job: Job, ranks: Ranks, begun: Begun | None, told: Iterable[str]) 
         pack(model)
     # Not before the model is known to load: a mistake is one line, and leaves no run directory.
     say(told)
-    ranks.together(lambda: write_start(job) if ranks.first and begun is None else None)
+    ranks.together(lambda: write_start(job, owner) if ranks.first and begun is None else None)
+    ranks.together(lambda: check_shared(job))
     if ranks.first and begun is None and fresh:
         print(f"model.name: {config.model.name} has no trained score head, a fresh one is drawn", file=sys.stderr)
-    engine = Engine(
-        model,
-        optim=config.optim,
-        stage=job.stage,
-        precision=job.precision,
-        scaling=config.precision,
-        reduce_bucket_size=config.deepspeed.reduce_bucket_size,
-        device=ranks.device,
-        timeout=config.train.timeout,
-    )
-    saved = begun.state if begun else {}
-    measured: dict[str, Any] | None = None
-    if job.config.batch.policy is BatchPolicy.tokens and job.tokens is None:
-        measured = measured_tokens(job, engine, ranks, saved.get("measured"))
-        job = dataclasses.replace(job, tokens=measured["tokens"])
-    if begun is not None:
-        resume(begun, engine, ranks, job.packed)
-    cursor, done = (begun.cursor, begun.steps) if begun else (job.start, 0)
-    selection = {"metric": config.train.metric, "dev": job.dev_sha256}
-    best: dict[str, Any] = dict(saved.get("best") or {})
-    if best and {key: best[key] for key in selection} != selection:
-        best = {}  # values of another metric or of other groups do not compare
-    tracker = Tracker(job.run_dir, config.name, config.tracking, plain(config), done, enabled=ranks.first)
-    progress = Progress(job.steps, done, enabled=ranks.first)
+    watchdog = Watchdog(ranks, job.run_dir, config.train.hang or float("inf"))
+    events: RunEvents | None = None
+    with contextlib.ExitStack() as behind:
+        try:
+            watchdog.beat("building the engine")
+            engine = Engine(
+                model,
+                optim=config.optim,
+                stage=job.stage,
+                precision=job.precision,
+                scaling=config.precision,
+                offload=config.deepspeed.offload,
+                reduce_bucket_size=config.deepspeed.reduce_bucket_size,
+                device=ranks.device,
+                timeout=config.train.timeout,
+            )
+            measured: dict[str, Any] | None = None
+            if config.batch.policy is BatchPolicy.tokens and job.tokens is None:
+                measured = measured_tokens(job, engine, ranks, begun.state.get("measured") if begun else None)
+                job = dataclasses.replace(job, tokens=measured["tokens"])
+            if begun is not None:
+                watchdog.beat("loading the checkpoint")
+                load(begun, engine, ranks, job.packed)
+            labels = config.loss.labels if not config.loss.distillation else None
+            # A short training is watched as well: a quarter of its records is enough to tell.
+            window = min(config.guards.window, max(10, job.steps // config.train.log_every // 4))
+            health = Health(max(2, window), config.guards.spike, labels)
+            events = RunEvents(job, engine, ranks, begun, stop, watchdog, measured, health, owner)
+            behind.callback(events.close)
+            cursor, done = (begun.cursor, begun.steps) if begun else (job.start, 0)
+            plan = make_plan(job, done, flops)
+            done = loop.run(engine, plan, batches(job, cursor, ranks), ranks, health, events.tally, events)
+            events.finish()
+        except UserError as error:
+            if error.agreed and events is not None:
+                events.drain()
+            tell_others(watchdog, error)
+            raise
+        except BaseException as error:
+            # First of all: what is closed behind it may wait for long, and the others would not know why.
+            tell_others(watchdog, error)
+            raise
+        watchdog.close()
+    return done
 
-    def log(step: int, metrics: dict[str, Any]) -> None:
-        tracker.log(step, metrics)
-        progress.show(step, metrics)
 
-    def evaluate() -> dict[str, Any]:
-        engine.eval()
-        with torch.no_grad():
-            scores = job.evaluator.evaluate(
-                lambda pairs: score_pairs(engine.forward, pairs), ranks.rank, ranks.world, ranks.gather, ranks.device,
-                job.packed,
-            )  # fmt: skip
-        return {f"eval/{name}": value for name, value in scores.items()}
-
-    def save(step: int, planned: Step, scores: dict[str, Any] | None) -> None:
-        value = scores[f"eval/{config.train.metric}"] if scores else None
-        if value is not None and value > best.get("value", float("-inf")):
-            best.update(checkpoint=checkpoint.name_of(step), value=value, step=step, **selection)
-        state = {
-            "cursor": cursor.after(planned).to_dict(),
-            "epoch": planned.epoch + (planned.last + 1) / planned.groups_in_epoch,
-            "groups_seen": planned.epoch * planned.groups_in_epoch + planned.last + 1,
-            "updates": step - tally.skipped,
-            "bad_groups": tally.bad,
-            "scaler": engine.scaler_state(),
-            "best": best or None,
-            "metrics": scores,
-            "world": ranks.world,
-            "stage": job.stage,
-            "precision": job.precision.value,
-            "packed": job.packed,
-            "measured": measured,
-            "tracking_run_id": tracker.run_id,
-            "config": plain(config),
-            "versions": versions(),
-        }
-        checkpoint.save(job.run_dir, step, engine.fragments(), state, ranks)
-        if ranks.first:
-            checkpoint.prune(job.run_dir, step, config.train.keep_last, best.get("checkpoint"))
-
-    skipped = int(saved.get("step", 0)) - int(saved.get("updates", 0))
-    tally = loop.Tally(skipped, int(saved.get("bad_groups", 0)))
-    plan = make_plan(job, done, flops)
-    try:
-        loop.run(engine, plan, batches(job, cursor, ranks), ranks, tally=tally, log=log, evaluate=evaluate, save=save)
-    finally:
-        progress.close()
-        tracker.close()
+def tell_others(watchdog: Watchdog, error: BaseException) -> None:
+    """This rank ends: let the others know why, unless they hold the same error."""
+    if isinstance(error, UserError) and error.agreed:
+        watchdog.close()
+    elif watchdog.lost(error) is not None:
+        # The error is that of a collective that another rank did not join: a traceback of it would hide the cause,
+        # which the watchdog has told. It ends this process when all ranks have had the time to dump their stacks.
+        time.sleep(60)
+        os._exit(1)
 
 
 def measured_tokens(job: Job, engine: Any, ranks: Ranks, saved: dict[str, Any] | None) -> dict[str, Any]:
@@ -255,36 +240,22 @@ def measured_tokens(job: Job, engine: Any, ranks: Ranks, saved: dict[str, Any] |
     return measured
 
 
-def resume(begun: Begun, engine: Any, ranks: Ranks, packed: bool) -> None:
-    """Load a checkpoint into the engine. Raises UserError if it is not of this model."""
-    pieces = checkpoint.Pieces(begun.path)
-    ranks.together(lambda: pieces.check(engine.shapes))
-    if ranks.first and begun.state.get("packed", packed) != packed:
-        print(f"batch.packing: {'packed' if packed else 'padded'} from here on, which {begun.path.name} was not: "
-              "packed, attention dropout is 0", file=sys.stderr)  # fmt: skip
-    engine.load(pieces.full, begun.state["updates"])
-    engine.load_scaler(begun.state["scaler"])
-    if ranks.first:
-        print(f"{begun.path}: resuming behind step {begun.steps}", file=sys.stderr)
+def check_shared(job: Job) -> None:
+    """Raise UserError if this rank does not see the run directory that rank 0 writes to."""
+    if not (job.run_dir / CONFIG).is_file():
+        raise UserError("run_dir", f"{job.run_dir}, which {socket.gethostname()} does not see", "a directory that all "
+                        "machines of the training share", "choose one on a shared file system")  # fmt: skip
 
 
-def write_start(job: Job) -> None:
+def write_start(job: Job, owner: Owner) -> None:
     """What export needs of the beginning, and the settings for whoever looks in. Raises UserError."""
     model = job.config.model
     try:
         job.run_dir.mkdir(parents=True, exist_ok=True)
+        owner.take(job.run_dir)
         write_json(job.run_dir / CONFIG, plain(job.config))
         load_config(model.name, model.revision).save_pretrained(job.run_dir / INITIAL)
         load_tokenizer(model.name, model.revision).save_pretrained(job.run_dir / INITIAL)
     except OSError as error:
         found = f"{job.run_dir}, which cannot be written ({error.strerror})"
         raise UserError("run_dir", found, "a directory to write to", "choose another one") from None
-
-
-def versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    import reranker
-
-    names = ("torch", "deepspeed", "transformers", "webdataset")
-    return {"reranker": reranker.__version__, **{name: version(name) for name in names}}

@@ -42,6 +42,8 @@ class Meter:
     steps: int = 0
     skipped: int = 0
     loss: torch.Tensor = field(init=False)
+    spread: torch.Tensor = field(init=False)
+    chance: float = 0.0
     groups: int = 0
     pairs: int = 0
     tokens: int = 0
@@ -51,10 +53,13 @@ class Meter:
 
     def __post_init__(self) -> None:
         self.loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.spread = torch.zeros_like(self.loss)
 
-    def count(self, batch: MicroBatch, loss: torch.Tensor) -> None:
-        """A micro-batch as it came from the workers, in this machine's memory, and its loss, on the device."""
+    def count(self, batch: MicroBatch, on_device: MicroBatch, scores_GP: torch.Tensor, loss: torch.Tensor) -> None:
+        """A micro-batch, in this machine's memory and on the device, with its scores and its loss."""
         self.loss += loss.detach()
+        self.spread += score_spread(scores_GP.detach(), on_device.present_GP, on_device.weight_G)
+        self.chance += float((batch.present_GP.sum(1).clamp(min=1).log() * batch.weight_G).sum())
         self.pairs += batch.pairs
         self.bad += len(batch.bad)
         self.tokens += batch.tokens
@@ -64,20 +69,26 @@ class Meter:
     def record(self, ranks: Ranks, outcome: StepOutcome, rate: float, epoch: float) -> dict[str, Any]:
         """The metrics of all ranks since the last record; a collective call.
 
+        `train/chance_loss` is the cross-entropy of a guess, ln of the group's passages; `train/score_spread` the
+        standard deviation of a group's scores, on average: near zero for a model that gives all the same.
         `speed/mfu`, on GPUs of a known kind, is the model FLOPs of the useful tokens (`flops.ModelFlops.of`) in a
         second, divided by what the GPUs could do in 16 bits; `speed/model_tflops` is the same without the division.
         Both count everything that a step takes: waiting for data, the optimizer, communication.
         """
-        counts = [self.pairs, self.tokens, self.squares, self.computed, self.bad, self.waited]
-        sums = torch.cat([self.loss.view(1), torch.tensor(counts, dtype=torch.float64).to(self.device)])
+        counts = [self.pairs, self.tokens, self.squares, self.computed, self.bad, self.waited, self.chance]
+        sums = torch.stack([self.loss, self.spread])
+        sums = torch.cat([sums, torch.tensor(counts, dtype=torch.float64).to(self.device)])
         dist.all_reduce(sums)
         norm = torch.as_tensor(0.0 if outcome.grad_norm is None else outcome.grad_norm, dtype=torch.float64)
         *values, norm_ = torch.cat([sums, norm.to(self.device).view(1)]).tolist()  # the device is done with the step
         seconds = time.perf_counter() - self.started
-        loss, pairs, tokens, squares, computed, bad, waited = values
+        loss, spread, pairs, tokens, squares, computed, bad, waited, chance = values
+        groups = max(1, self.groups - int(bad))
         metrics = {
             "epoch": round(epoch, 6),
-            "train/loss": loss / max(1, self.groups - int(bad)),
+            "train/loss": loss / groups,
+            "train/chance_loss": chance / groups,
+            "train/score_spread": spread / groups,
             "train/learning_rate": rate,
             "train/grad_norm": None if outcome.grad_norm is None else norm_,
             "train/loss_scale": outcome.loss_scale,
@@ -97,6 +108,16 @@ class Meter:
             if peak is not None:
                 metrics["speed/mfu"] = rate_of_flops / ranks.world / peak
         return metrics
+
+
+def score_spread(scores_GP: torch.Tensor, present_GP: torch.Tensor, weight_G: torch.Tensor) -> torch.Tensor:
+    """Sum over groups of the standard deviation of the scores of their passages, on the scores' device."""
+    scores_GP = torch.where(present_GP, scores_GP.double(), 0.0)
+    count_G = present_GP.sum(1).clamp(min=1)
+    mean_G = scores_GP.sum(1) / count_G
+    squares_GP = torch.where(present_GP, (scores_GP - mean_G[:, None]) ** 2, 0.0)
+    spread_G = (squares_GP.sum(1) / count_G).sqrt()
+    return torch.where(weight_G > 0, spread_G, torch.zeros_like(spread_G)).sum()
 
 
 def peak_memory(device: torch.device) -> int:

@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from reranker.config import TrackingConfig, TrackingMode
+from reranker.config.common import TrackingMode
+from reranker.config.training import TrackingConfig
 from reranker.files import write_text
 
 METRICS = "metrics.jsonl"
@@ -28,29 +29,42 @@ class Tracker:
     ) -> None:
         self.run_id = run_id(run_dir) if enabled else None
         self._file: Any = None
+        self._unwritten = b""
         self._wandb: Any = None
         if not enabled:
             return
         path = run_dir / METRICS
         kept = [line for line in path.read_text("utf-8").splitlines() if _step(line) <= step] if path.exists() else []
         write_text(path, "".join(line + "\n" for line in kept))
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (open for the length of the run)
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (open for the length of the run)
         self._start_wandb(run_dir, name, config, settings)
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
         """One record of metrics behind `step` optimizer steps."""
         if self._file is None:
             return
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._file.flush()
+        self._write(json.dumps({"step": step, **metrics}).encode() + b"\n")
         if self._wandb is not None:
             try:
                 self._wandb.log({key: value for key, value in metrics.items() if value is not None}, step=step)
             except Exception as error:  # whatever a tracking service does, training goes on
                 self._give_up(error)
 
+    def _write(self, line: bytes) -> None:
+        """Append a line; on a disk that is full it waits here for the next one, and the training goes on."""
+        told = bool(self._unwritten)
+        self._unwritten += line
+        try:
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+        except OSError as error:
+            if not told:
+                print(f"tracking: {METRICS} cannot be written ({error.strerror}); records are kept and written later",
+                      file=sys.stderr)  # fmt: skip
+
     def close(self) -> None:
         if self._file is not None:
+            self._write(b"")
             self._file.close()
         if self._wandb is not None:
             try:
@@ -66,7 +80,9 @@ class Tracker:
             import wandb
 
             # W&B's own words would run into the progress bar.
-            quiet = wandb.Settings(silent=True, console="off", init_timeout=30)
+            quiet = wandb.Settings(
+                silent=True, console="off", init_timeout=config.timeout, finish_timeout=config.timeout
+            )  # fmt: skip
             common: dict[str, Any] = {
                 "id": self.run_id, "name": name, "project": config.project, "entity": config.entity,
                 "group": config.group, "tags": list(config.tags), "config": settings, "dir": str(run_dir),

@@ -205,7 +205,12 @@ def plot(panels: Mapping[str, Mapping[str, float]], path: Path) -> None:
         values = [bars[name] for name in names]
         colours = ["#1f6f8b" if re.match("ours", name) else "#b9bec4" for name in names]
         drawn = axis.barh(names, values, color=colours)
-        axis.bar_label(drawn, labels=[f"{value:.3g}" for value in values], padding=3, fontsize=8)
+        axis.bar_label(
+            drawn,
+            labels=[f"{value:,.0f}" if value >= 1000 else f"{value:.3g}" for value in values],
+            padding=3,
+            fontsize=8,
+        )
         axis.set_title(title, fontsize=10, loc="left")
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)

@@ -48,7 +48,7 @@ def computed(
 
 def busiest(work: Path, tokens: int, precision: str, device: str, world: int, steps: int) -> float:
     """Share of a step's tokens for which the other ranks wait, by the product's own plan; mean over the steps."""
-    from reranker.config import BatchPolicy
+    from reranker.config.common import BatchPolicy
     from reranker.train.job import count_lengths, make_step
 
     lengths = [sum(pairs) for pairs in json.loads((work / "lengths.json").read_text("utf-8"))]

@@ -180,7 +180,7 @@ def ours(model: Path, settings: dict[str, str], packing: str) -> Score:
 
     reranker = Reranker(
         model, device=settings["device"], precision=settings["precision"], batch_tokens=int(settings["size"]),
-        packing=packing,
+        packing=packing, max_length=LENGTH,  # the model's own limit may be lower, and the peers do not know of it
     )  # fmt: skip
     return reranker.score_pairs
 

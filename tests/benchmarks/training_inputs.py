@@ -130,7 +130,8 @@ def product_job(work: Path, device: str = "cpu", precision: str = "fp32", world:
     """The product's own `Job` of these inputs on so many ranks; `batch` sets keys of its section."""
     import torch
 
-    from reranker.config import Precision, TrainConfig
+    from reranker.config.common import Precision
+    from reranker.config.training import TrainConfig
     from reranker.train.distributed import Ranks
     from reranker.train.job import prepare as prepare_job
 

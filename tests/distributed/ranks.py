@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,7 +35,7 @@ T = TypeVar("T")
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
-    ["reranker.cli", "reranker.overrides", "reranker.train.main", "reranker.train.engine", "reranker.evaluate.dev",
+    ["reranker.cli", "reranker.overrides", "reranker.train.main", "reranker.train.engine", "reranker.train.events", "reranker.evaluate.dev",
      "reranker.export.huggingface", "deepspeed.runtime.zero.muon.original_muon", "transformers.models.xlm_roberta.modeling_xlm_roberta", "hydra.main"]
 )  # fmt: skip
 _LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_WORLD_SIZE")
@@ -67,6 +68,26 @@ class Job:
                 os.killpg(with_workers, signal.SIGKILL)
             except ProcessLookupError:
                 self._processes[rank].kill()
+
+    def signal(self, number: int) -> None:
+        """Send a signal to every rank and its workers, as a terminal or an init system does."""
+        for process in self._processes:
+            os.killpg(process.pid, number)
+
+    def again(self, rank: int, number: int, every: float) -> Callable[[], str]:
+        """Send a rank a signal now, and once more each `every` seconds until the rank has ended, from a thread."""
+
+        def send() -> None:
+            while self._processes[rank].is_alive():
+                os.kill(self._processes[rank].pid, number)
+                time.sleep(every)
+
+        threading.Thread(target=send, daemon=True).start()
+        return lambda: "the rank goes on"
+
+    def said(self, rank: int) -> str:
+        """What a rank has written to standard error so far."""
+        return self._texts()[rank][1]
 
     def wait(self) -> list[Finished]:
         """What each rank left. Ranks that outlast the deadline are killed, and the test fails."""

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from reranker.config import BatchPolicy, Precision, TrainConfig
+from reranker.config.common import BatchPolicy, Precision
+from reranker.config.training import TrainConfig
 from reranker.data.plan import Cursor
 from tests.distributed.conftest import Inputs
 from tests.distributed.ranks import Job, start, until

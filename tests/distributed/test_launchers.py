@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,9 +17,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from reranker.train.checkpoint import read_weights
+from reranker.train.checkpoint import newest, read_state, read_weights
 from tests.distributed.conftest import Inputs, records
-from tests.distributed.ranks import free_port, launch, train
+from tests.distributed.ranks import ROOT, environment, free_port, launch, naming, train, until
 
 PYTHON = sys.executable
 ALONE = [[PYTHON, "-m", "reranker", "train"], ["reranker", "train"]]
@@ -139,3 +143,39 @@ def test_pruning_keeps_the_newest_and_the_best_checkpoint(inputs: Inputs, tmp_pa
     exported = load_file(run / "model" / "model.safetensors")
     assert torch.equal(exported["classifier.out_proj.weight"],
                        read_weights(run / "checkpoints" / f"step-{best:08d}")["classifier.out_proj.weight"])  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["deepspeed", "torchrun"])
+def test_a_signal_to_all_that_a_launcher_started_is_one_request_to_stop(
+    inputs: Inputs, tmp_path: Path, number: int
+) -> None:
+    # The ranks get it twice: from whoever sends it to the group, and from their launcher, which hands it on.
+    run = tmp_path / "run"
+    values = settings(**{"train.max_steps": 300, "train.epochs": 100, "data.workers": 1})
+    with open(tmp_path / "out", "wb") as out:
+        process = subprocess.Popen(
+            [*on_two_ranks()[number], *inputs.overrides(run, **values)], env=environment(), stdout=out, stderr=out,
+            start_new_session=True, cwd=ROOT,
+        )  # fmt: skip
+    try:
+
+        def under_way() -> bool:
+            path = run / "metrics.jsonl"
+            return process.poll() is not None or (path.exists() and path.read_text("utf-8").count("\n") >= 2)
+
+        until(under_way, lambda: (tmp_path / "out").read_text("utf-8"))
+        os.killpg(process.pid, signal.SIGTERM)
+        marker = run / "requeue"
+        until(lambda: marker.exists() or not naming(str(run)), lambda: (tmp_path / "out").read_text("utf-8"))
+        until(lambda: not naming(str(run)), lambda: "a rank goes on")
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert marker.exists(), (tmp_path / "out").read_text("utf-8")
+    told = json.loads(marker.read_text("utf-8"))
+    path, passed = newest(run)
+    assert passed == []
+    assert path is not None
+    assert told == {"step": read_state(path)["step"], "signal": "SIGTERM"}
+    assert 2 <= told["step"] < 300

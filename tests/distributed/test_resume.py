@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
+import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,9 +17,11 @@ from reranker.data.manifest import load_manifest
 from reranker.prepare.pack import pack
 from reranker.train.checkpoint import Pieces, newest, read_state
 from reranker.train.fragments import KINDS
+from tests.chaos.faults import Fault, start_hurt
 from tests.distributed.conftest import Inputs, make_groups, records
 from tests.distributed.ranks import run as run_ranks
 from tests.distributed.ranks import start, train, until
+from tests.tiny import tiny_model
 
 STEPS, SAVE_EVERY = 24, 3
 EPOCHS = STEPS // 3
@@ -82,7 +87,15 @@ def rewound(source: Path, target: Path, step: int) -> Path:
 
 @pytest.mark.parametrize(
     ("stage", "precision"),
-    [("zero0", "fp32"), ("zero1", "fp32"), ("zero2", "fp32"), ("zero3", "fp32"), ("zero2", "bf16")],
+    [
+        ("zero0", "fp32"),
+        ("zero1", "fp32"),
+        ("zero2", "fp32"),
+        ("zero3", "fp32"),
+        ("zero1", "bf16"),
+        ("zero2", "bf16"),
+        ("zero3", "bf16"),
+    ],
 )
 def test_resume_of_a_killed_training_is_bitwise_the_uninterrupted_one(
     inputs: Inputs, tmp_path: Path, stage: str, precision: str
@@ -105,7 +118,7 @@ def test_resume_of_a_killed_training_is_bitwise_the_uninterrupted_one(
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
     model = "model/model.safetensors"
-    assert (run / model).read_bytes() == (tmp_path / "whole" / model).read_bytes()
+    assert filecmp.cmp(run / model, tmp_path / "whole" / model, shallow=False)
 
 
 SAVED = [(1, "zero0"), (2, "zero2"), (2, "zero3")]
@@ -196,6 +209,102 @@ def test_resume_with_micro_batches_by_tokens_takes_any_number_of_ranks_and_worke
     assert ((resumed[:, 2] - whole[:, 2]) / whole[:, 2]).abs().max() <= 1e-4
 
 
+def train_counting(argv: list[str]) -> int:
+    """The life of a rank that notes how many elements of a checkpoint it reads."""
+    from reranker.cli import main
+
+    read, elements = Pieces.read, 0
+
+    def counted(self: Pieces, name: str, kind: str, offset: int, count: int) -> torch.Tensor:
+        nonlocal elements
+        elements += count
+        return read(self, name, kind, offset, count)
+
+    Pieces.read = counted  # type: ignore[method-assign]
+    code = main(argv[1:])
+    Path(f"{argv[0]}-{os.environ['RANK']}").write_text(str(elements), encoding="utf-8")
+    return code
+
+
+@pytest.mark.parametrize(("world", "stage"), [(2, "zero1"), (3, "zero2")])
+def test_no_rank_reads_more_of_a_checkpoint_than_its_share(
+    inputs: Inputs, saved: dict[tuple[int, str], Path], tmp_path: Path, world: int, stage: str
+) -> None:
+    run = rewound(saved[1, "zero0"], tmp_path / "run", step=6)
+    wanted = sum(tensor.numel() for tensor in tensors(last_checkpoint(run)).values())
+    values = topology_free(stage) | {"train.max_steps": 7, "train.dry_run": "false"}
+    job = start(world, [str(tmp_path / "read"), "train", *inputs.overrides(run, **values)], function=train_counting)
+    assert [rank.code for rank in job.wait()] == [0] * world
+    # Rank 0 exports the model in the end, parameter by parameter: a third of the state, its masters.
+    read = [
+        int((tmp_path / f"read-{rank}").read_text("utf-8")) - (wanted // 3 if rank == 0 else 0) for rank in range(world)
+    ]
+    assert sum(read) == wanted
+    assert max(read) <= wanted // world + wanted // 100
+
+
+CHAIN = [(1, "zero2", 2), (2, "zero0", 5), (4, "zero3", 8), (3, "zero2-offload", 10), (2, "zero3-offload", 12)]
+"""(ranks, stage, the step that it is stopped behind): steps 3, 6 and 9 end an epoch, the others are in the middle."""
+
+
+def test_one_training_over_1_2_4_3_ranks_and_stages_2_0_3_is_the_uninterrupted_one(
+    inputs: Inputs, saved_by_tokens: Path, tmp_path: Path
+) -> None:
+    run, before = tmp_path / "run", 0
+    for world, name, stop in CHAIN:
+        stage, _, offload = name.partition("-")
+        values = by_tokens(stage) | {"train.save_every": 1, "deepspeed.offload": bool(offload)}
+        if stop < 12:
+            # A request to stop is what ends a job in the middle of its data, and of its schedule.
+            job = start_hurt(
+                world, ["train", *inputs.overrides(run, **values)], [Fault("data", "SIGUSR1", stop - before + 1, 0)]
+            )
+            ranks = job.wait()
+            assert [rank.code for rank in ranks] == [0] * world, ranks
+        else:
+            ranks = train(world, inputs.overrides(run, **values))
+        if before:
+            assert f"resuming behind step {before}\n" in ranks[0].err
+        state = read_state(last_checkpoint(run))
+        assert (state["world"], state["stage"]) == (world, int(stage[-1]))
+        assert state["step"] == stop
+        before = stop
+    whole, resumed = (torch.tensor(trajectory(path), dtype=torch.float64) for path in (saved_by_tokens, run))
+    # The loss of each step is that of the same groups under the same weights.
+    assert resumed[:, 0].tolist() == list(range(1, 13))
+    assert (resumed[:, 1] - whole[:, 1]).abs().max() <= 1e-5
+    assert ((resumed[:, 2] - whole[:, 2]) / whole[:, 2]).abs().max() <= 1e-4
+    seen, expected = (read_state(last_checkpoint(path)) for path in (run, saved_by_tokens))
+    assert seen["cursor"] == expected["cursor"]
+
+
+def every_file(run: Path) -> list[str]:
+    return sorted(path.name for path in last_checkpoint(run).iterdir())
+
+
+@pytest.mark.parametrize("damage", ["cut short", "a flipped byte", "emptied", "deleted"])
+def test_no_torn_checkpoint_is_ever_loaded_whatever_file_is_damaged(
+    inputs: Inputs, saved: dict[tuple[int, str], Path], tmp_path: Path, damage: str
+) -> None:
+    origin = saved[2, "zero2"]
+    for name in every_file(origin):
+        run = rewound(origin, tmp_path / name, step=9)
+        torn = last_checkpoint(run)
+        content = (torn / name).read_bytes()
+        if damage == "cut short":
+            (torn / name).write_bytes(content[: len(content) // 2])
+        elif damage == "a flipped byte":
+            middle = len(content) // 2
+            (torn / name).write_bytes(content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :])
+        elif damage == "emptied":
+            (torn / name).write_bytes(b"")
+        else:
+            (torn / name).unlink()
+        older, passed = newest(run)
+        assert older == torn.with_name("step-00000006"), (name, passed)
+        assert [line.startswith(f"{torn}: passed over, ") for line in passed] == [True]
+
+
 @pytest.mark.parametrize("damage", ["cut short", "a flipped byte", "no manifest", "a file is gone"])
 def test_resume_passes_over_a_torn_checkpoint_and_says_why(
     inputs: Inputs, saved: dict[tuple[int, str], Path], tmp_path: Path, damage: str
@@ -260,17 +369,63 @@ def test_resume_of_another_training_is_refused(
         "batch.groups": (16, f"16, but {checkpoint} was made with 24"),
         "data.shards": (
             other,
-            f"{load_manifest(other).fingerprint}, but {checkpoint} was made with {cursor['fingerprint']}",
+            f"{load_manifest(other).fingerprint} (from name other.jsonl), but {checkpoint} "
+            f"was made with {cursor['fingerprint']} (from name groups.jsonl)",
         ),
     }
     before = snapshot(run)
     for key, (value, found) in refused.items():
         ranks = run_ranks(2, ["train", *inputs.overrides(run, **topology_free("zero0") | {key: value})])
         assert [rank.code for rank in ranks] == [2, 2]
-        line = f"reranker: error: {key}: found {found}, expected the same value; restore it or choose another run_dir\n"
+        line = (
+            f"reranker: error: {key}: found {found}, expected the same value; restore it, choose another run_dir, or say "
+            f"train.accept=[{key}]\n"
+        )
         assert [line in rank.err for rank in ranks] == [True, False]
         assert "Traceback" not in ranks[0].err + ranks[1].err
     assert snapshot(run) == before
+
+
+def test_resume_with_another_tokenizer_or_model_is_refused(inputs: Inputs, tmp_path: Path) -> None:
+    run, model = tmp_path / "run", tmp_path / "model"
+    shutil.copytree(inputs.model, model)
+    values = topology_free("zero1") | {"model.name": model, "train.epochs": 1}
+    train(1, inputs.overrides(run, **values))
+    checkpoint = last_checkpoint(run)
+    before = read_state(checkpoint)["identity"]
+    pieces = read_state(checkpoint)["description"]["tokenizer"]["pieces"]
+    shutil.rmtree(model)
+    tiny_model(model, vocabulary=["문서"])  # one more piece, and a row of the embedding for it
+    (rank,) = run_ranks(1, ["train", *inputs.overrides(run, **values | {"train.epochs": 2})])
+    assert rank.code == 2
+    line = rank.err.splitlines()[-1]
+    assert line.startswith("reranker: error: tokenizer: found ")
+    assert f", but {checkpoint} was made with {before['tokenizer']} (pieces {pieces}); model " in line
+    assert re.search(rf"tokenizer: found [0-9a-f]{{16}} \(pieces {pieces + 1}\)", line)
+    assert f"(vocab_size {pieces + 1})" in line
+    assert f"but {before['model']} (vocab_size {pieces})" in line
+    assert line.endswith("restore them, choose another run_dir, or say train.accept=[tokenizer,model]")
+
+
+def test_resume_with_another_batch_that_is_accepted_misses_no_group(
+    inputs: Inputs, saved: dict[tuple[int, str], Path], tmp_path: Path
+) -> None:
+    # Behind step 6 of 24 groups each, 4 an epoch: 48 of 90 groups of the second epoch are seen. Steps of 20 have
+    # their last border at 40: eight groups are shown twice.
+    run = rewound(saved[2, "zero2"], tmp_path / "run", step=6)
+    values = topology_free("zero2") | {"batch.groups": 20, "batch.per_gpu": 5, "train.accept": "[batch.groups]"}
+    ranks = train(2, inputs.overrides(run, **values))
+    assert "train.accept: batch.groups is 20 from here on, and was 24\n" in ranks[0].err
+    assert "train.accept: epoch 2 goes on at group 40 (was 48)\n" in ranks[0].err
+    # 5 steps an epoch, of which 7 are behind.
+    assert "resuming behind step 7\n" in ranks[0].err
+    state = read_state(last_checkpoint(run))
+    assert (state["step"], state["cursor"]["epoch"], state["cursor"]["position"]) == (15, 3, 0)
+    assert state["updates"] == 6 + 8
+    # The same command again has nothing more to accept, and nothing to do.
+    again = train(2, inputs.overrides(run, **values))
+    assert "train.accept" not in again[0].err
+    assert "all 15 steps were trained before" in again[0].out
 
 
 def test_resume_goes_on_in_the_same_tracking_run(inputs: Inputs, tmp_path: Path) -> None:

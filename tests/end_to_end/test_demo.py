@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from reranker import Reranker
+from reranker.groups import read_groups
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = ROOT / "runs" / "demo"
@@ -30,6 +31,10 @@ def demo() -> str:
     )  # fmt: skip
     assert finished.returncode == 0, finished.stdout[-5000:]
     return finished.stdout
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +63,25 @@ def test_fused_with_the_first_stage_it_ranks_no_worse_than_the_first_stage(print
     assert table["fused"]["mrr"]["value"] >= table["without-reranker"]["mrr"]["value"]
 
 
+def test_its_groups_came_from_english_through_every_stage(printed: str) -> None:
+    source = {group.id: group for group in read_groups(RUN / "data" / "triplets.jsonl")}
+    memory = {row["en"]: row["ko"] for row in lines(RUN / "data" / "memory.jsonl")}
+    passages = {row["text"] for row in lines(RUN / "data" / "passages.jsonl")}
+    packed = json.loads((RUN / "shards" / "manifest.json").read_text("utf-8"))["groups"]
+    groups = list(read_groups(RUN / "4-check" / "groups.jsonl"))
+    removed = [row for row in lines(RUN / "2-check" / "removed.jsonl") + lines(RUN / "4-check" / "removed.jsonl")
+               if "group" in row]  # fmt: skip
+    rejected = [len(lines(RUN / stage / "rejected.jsonl")) for stage in ("1-translate", "3-mine")]
+    assert len(source) == len(groups) + len(removed) + sum(rejected)
+    assert packed == len(groups) > 2_500
+    for group in groups:
+        english = source[group.id]
+        assert group.query == memory[english.query]
+        assert set(group.pos) <= {memory[text] for text in english.pos}
+        assert set(group.neg) <= passages | {memory[text] for text in english.neg}
+        assert (len(group.pos), len(group.neg)) == (len(group.pos_scores or ()), len(group.neg_scores or ()))
+
+
 def test_the_run_directory_holds_what_the_readme_says(printed: str) -> None:
     for name in ("shards/manifest.json", "metrics.jsonl", "model/model.safetensors", "report/table.md"):
         assert (RUN / name).stat().st_size > 0
@@ -81,7 +105,7 @@ def test_the_model_card_holds_the_table_of_the_evaluation(printed: str) -> None:
 
 
 def test_the_exported_model_scores_a_right_passage_above_a_wrong_one(printed: str) -> None:
-    query = json.loads((RUN / "data" / "train.jsonl").read_text("utf-8").splitlines()[0])
+    query = json.loads((RUN / "4-check" / "groups.jsonl").read_text("utf-8").splitlines()[0])
     scores = Reranker(str(RUN / "model")).score(query["query"], [query["pos"][0], "달력을 출력한다."])
     assert scores[0] > scores[1]
 
@@ -91,6 +115,7 @@ def test_a_second_run_trains_and_scores_nothing_again(printed: str) -> None:
     before = {path: path.stat().st_mtime_ns for path in RUN.glob("checkpoints/*/*")}
     table = (RUN / "report" / "table.json").read_bytes()
     again = demo()
+    assert again.count("done before") == 5
     assert "trained before" in again
     assert {path: path.stat().st_mtime_ns for path in RUN.glob("checkpoints/*/*")} == before
     assert (RUN / "report" / "table.json").read_bytes() == table

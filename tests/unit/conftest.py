@@ -5,8 +5,11 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -24,3 +27,19 @@ def _quick() -> Iterator[None]:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
     gc.set_threshold(*thresholds)
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[Any]:
+    """A real world of one rank."""
+    from reranker.config.common import Device
+    from reranker.train.distributed import join, leave
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in LAUNCHER:
+            patch.setenv(name, "")  # so that it is put back afterwards
+            os.environ.pop(name)
+        try:
+            yield join(Device.cpu, 60.0)
+        finally:
+            leave()

@@ -12,32 +12,19 @@ from typing import Any
 import pytest
 import torch
 
-from reranker.config import Device
 from reranker.errors import UserError
-from reranker.train.checkpoint import Pieces, damage, find, newest, prune, read_state, read_weights, save
-from reranker.train.distributed import Ranks, join, leave
-from reranker.train.fragments import KINDS, Fragment
+from reranker.files import sha256
+from reranker.train.checkpoint import Pieces, Retention, damage, find, newest, prune, read_state, read_weights, save
+from reranker.train.distributed import Ranks
+from reranker.train.fragments import KINDS, Fragment, read_parameter
 
-LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+KEEP_ALL = Retention(last=99)
 TENSORS = {
     "layer.weight": torch.arange(12.0).view(3, 4),
     "layer.bias": torch.tensor([0.5, -0.0, 1e-30]),
     "scale": torch.tensor(7.0),
     "empty_rows": torch.randn(5, 1, 2, generator=torch.Generator().manual_seed(0)),
 }
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
-    """A real world of one rank."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in LAUNCHER:
-            patch.setenv(name, "")  # so that it is put back afterwards
-            os.environ.pop(name)
-        try:
-            yield join(Device.cpu, 60.0)
-        finally:
-            leave()
 
 
 def fragments(cut: int = 4, tensors: dict[str, torch.Tensor] = TENSORS) -> Iterator[Fragment]:
@@ -50,7 +37,7 @@ def fragments(cut: int = 4, tensors: dict[str, torch.Tensor] = TENSORS) -> Itera
 
 
 def write(run_dir: Path, step: int, ranks: Ranks, **state: Any) -> Path:
-    return save(run_dir, step, fragments(), {"cursor": {"epoch": 0}, **state}, ranks)
+    return save(run_dir, step, list(fragments()), {"cursor": {"epoch": 0}, **state}, ranks, KEEP_ALL)
 
 
 def flip(path: Path, where: int, bit: int = 1) -> None:
@@ -61,7 +48,7 @@ def flip(path: Path, where: int, bit: int = 1) -> None:
 
 @pytest.mark.parametrize("cut", [1, 3, 4, 100])
 def test_whole_tensors_come_back_from_fragments_of_any_size(cut: int, ranks: Ranks, tmp_path: Path) -> None:
-    path = save(tmp_path, 3, fragments(cut), {}, ranks)
+    path = save(tmp_path, 3, list(fragments(cut)), {}, ranks, KEEP_ALL)
     assert path == tmp_path / "checkpoints" / "step-00000003"
     weights = read_weights(path)
     assert weights.keys() == TENSORS.keys()
@@ -76,15 +63,15 @@ def test_whole_tensors_come_back_from_fragments_of_any_size(cut: int, ranks: Ran
 def test_the_shares_of_several_ranks_are_joined(ranks: Ranks, tmp_path: Path) -> None:
     # Each rank writes one file: here the world of one writes twice, with half of the pieces each time.
     pieces = list(fragments())
-    first = save(tmp_path / "a", 1, iter(pieces[::2]), {}, ranks)
-    second = save(tmp_path / "b", 1, iter(pieces[1::2]), {}, ranks)
+    first = save(tmp_path / "a", 1, pieces[::2], {}, ranks, KEEP_ALL)
+    second = save(tmp_path / "b", 1, pieces[1::2], {}, ranks, KEEP_ALL)
     shutil.copy(second / "fragments-00000.safetensors", first / "fragments-00001.safetensors")
     for name, values in read_weights(first).items():
         assert torch.equal(values, TENSORS[name])
 
 
 def test_a_missing_piece_is_an_error_and_not_a_hole(ranks: Ranks, tmp_path: Path) -> None:
-    path = save(tmp_path, 1, iter(list(fragments())[1:]), {}, ranks)
+    path = save(tmp_path, 1, list(fragments())[1:], {}, ranks, KEEP_ALL)
     with pytest.raises(UserError) as caught:
         read_weights(path)
     assert str(caught.value) == (
@@ -122,14 +109,14 @@ def test_saving_leaves_the_checkpoint_and_nothing_else(ranks: Ranks, tmp_path: P
 
 def test_a_step_that_is_saved_again_replaces_what_was_there(ranks: Ranks, tmp_path: Path) -> None:
     write(tmp_path, 3, ranks)
-    path = save(tmp_path, 3, fragments(tensors={"only": torch.ones(2)}), {}, ranks)
+    path = save(tmp_path, 3, list(fragments(tensors={"only": torch.ones(2)})), {}, ranks, KEEP_ALL)
     assert list(read_weights(path)) == ["only"]
     assert newest(tmp_path) == (path, [])
 
 
 def test_the_newest_complete_checkpoint_is_taken(ranks: Ranks, tmp_path: Path) -> None:
     assert newest(tmp_path) == (None, [])
-    for step in (9, 100, 20):
+    for step in (9, 20, 100):
         write(tmp_path, step, ranks)
     assert newest(tmp_path) == (tmp_path / "checkpoints" / "step-00000100", [])
 
@@ -194,22 +181,16 @@ def test_a_staging_directory_is_never_found(ranks: Ranks, tmp_path: Path) -> Non
     shutil.copytree(path, staging)
     assert damage(staging) is None
     assert newest(tmp_path) == (path, [])
-    prune(tmp_path, 10, 1, None)
+    prune(tmp_path, 10, Retention(1))
     assert path.is_dir()
 
 
-def test_a_save_that_was_broken_off_does_not_hinder_the_next(ranks: Ranks, tmp_path: Path) -> None:
-    def broken() -> Iterator[Fragment]:
-        yield next(fragments())
-        raise OSError("no space left on device")
-
-    with pytest.raises(OSError, match="no space left"):
-        save(tmp_path, 5, broken(), {}, ranks)
-    assert newest(tmp_path) == (None, [])
-    (tmp_path / "checkpoints" / ".step-00000005.staging" / "fragments-00007.safetensors").write_bytes(
-        b"of a larger world"
-    )
+def test_a_save_or_removal_that_was_killed_does_not_hinder_the_next(ranks: Ranks, tmp_path: Path) -> None:
+    for left in (".step-00000005.staging", ".step-00000002.removed", ".step-00000003.old"):
+        (tmp_path / "checkpoints" / left).mkdir(parents=True)
+        (tmp_path / "checkpoints" / left / "fragments-00007.safetensors").write_bytes(b"of a larger world")
     path = write(tmp_path, 5, ranks)
+    assert [entry.name for entry in path.parent.iterdir()] == ["step-00000005"]
     assert newest(tmp_path) == (path, [])
     assert sorted(entry.name for entry in path.iterdir()) == [
         "fragments-00000.safetensors", "manifest.json", "state.json",
@@ -217,17 +198,22 @@ def test_a_save_that_was_broken_off_does_not_hinder_the_next(ranks: Ranks, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("best", "left"),
+    ("best", "every", "left"),
     [
-        (None, [4, 5]),
-        (2, [2, 4, 5]),
-        (5, [4, 5]),
+        ((), None, [4, 5]),
+        ((2,), None, [2, 4, 5]),
+        ((5,), None, [4, 5]),
+        ((1, 3), None, [1, 3, 4, 5]),
+        ((), 2, [2, 4, 5]),
+        ((1,), 3, [1, 3, 4, 5]),
     ],
 )
-def test_pruning_keeps_the_newest_and_the_best(best: int | None, left: list[int], ranks: Ranks, tmp_path: Path) -> None:
+def test_pruning_keeps_the_newest_the_best_and_every_kth(
+    best: tuple[int, ...], every: int | None, left: list[int], ranks: Ranks, tmp_path: Path
+) -> None:
     for step in range(1, 6):
         write(tmp_path, step, ranks)
-    prune(tmp_path, 5, 2, None if best is None else f"step-{best:08d}")
+    prune(tmp_path, 5, Retention(2, every, tuple(f"step-{step:08d}" for step in best)))
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == [f"step-{step:08d}" for step in left]
 
@@ -237,7 +223,7 @@ def test_pruning_removes_what_was_passed_over_and_never_counts_it(ranks: Ranks, 
         write(tmp_path, step, ranks)
     # 8 and 9 were damaged: the run resumed behind 3 and has now saved 4.
     write(tmp_path, 4, ranks)
-    prune(tmp_path, 4, 2, "step-00000001")
+    prune(tmp_path, 4, Retention(2, None, ("step-00000001",)))
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["step-00000001", "step-00000003", "step-00000004"]
 
@@ -306,3 +292,147 @@ def test_a_damaged_best_checkpoint_is_not_handed_out(ranks: Ranks, tmp_path: Pat
     assert not_found(tmp_path, "best").startswith(
         "checkpoint: found step-00000002, fragments-00000.safetensors has another sha256 than was written, expected "
     )
+
+
+def test_any_slice_is_joined_from_any_pieces(ranks: Ranks, tmp_path: Path) -> None:
+    tensor = torch.arange(20.0)
+    pieces = Pieces(save(tmp_path, 1, list(fragments(3, {"x": tensor})), {}, ranks, KEEP_ALL))
+    for offset in range(20):
+        for count in range(21 - offset):
+            assert torch.equal(pieces.read("x", "exp_avg", offset, count), tensor[offset : offset + count] + 1)
+
+
+def test_the_files_are_plain_safetensors(ranks: Ranks, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    path = write(tmp_path, 1, ranks)
+    loaded = load_file(path / "fragments-00000.safetensors")
+    expected = [fragment.values for fragment in fragments()]
+    assert sorted(loaded) == [f"{number:06d}" for number in range(len(expected))]
+    assert all(torch.equal(loaded[f"{number:06d}"], values) for number, values in enumerate(expected))
+
+
+def test_a_save_that_cannot_be_written_is_one_line_and_leaves_the_older_ones(ranks: Ranks, tmp_path: Path) -> None:
+    older = write(tmp_path, 5, ranks)
+    (older.parent / ".step-00000006.staging").write_bytes(b"a file where a directory is wanted")
+    with pytest.raises(UserError) as caught:
+        write(tmp_path, 6, ranks)
+    assert str(caught.value).startswith(f"{older.parent / 'step-00000006'}: found a path that cannot be written (")
+    assert newest(tmp_path) == (older, [])
+
+
+def test_what_does_not_read_back_is_never_a_checkpoint_and_removes_no_older_one(
+    ranks: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older = write(tmp_path, 5, ranks)
+    rename = os.replace
+
+    def on_a_bad_disk(source: Path, target: Path) -> None:
+        rename(source, target)
+        if Path(target).name == "step-00000006":
+            flip(Path(target) / "fragments-00000.safetensors", -1)
+
+    monkeypatch.setattr("reranker.train.checkpoint.os.replace", on_a_bad_disk)
+    with pytest.raises(UserError) as caught:
+        save(tmp_path, 6, list(fragments()), {}, ranks, Retention(1))
+    assert str(caught.value) == (
+        f"{older.parent / 'step-00000006'}: found fragments-00000.safetensors has another sha256 than was written, "
+        "expected the checkpoint as it was written; check the disk"
+    )
+    assert [path.name for path in older.parent.iterdir()] == ["step-00000005"]
+    assert damage(older) is None
+
+
+def test_every_file_and_name_is_on_the_disk_before_the_checkpoint_has_its_name(
+    ranks: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[tuple[str, str]] = []
+    replace = os.replace
+
+    def flushed(descriptor: int) -> None:
+        events.append(("flushed", os.readlink(f"/proc/self/fd/{descriptor}")))
+
+    def renamed(source: Any, target: Any) -> None:
+        events.append(("renamed", str(target)))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(os, "replace", renamed)
+    path = write(tmp_path, 3, ranks)
+    named = events.index(("renamed", str(path)))
+    before, after = events[:named], events[named + 1 :]
+    staging = path.with_name(f".{path.name}.staging")
+    for name in ("fragments-00000.safetensors", "state.json", "manifest.json"):
+        # state and manifest are flushed under a temporary name, and then take their own.
+        assert ("flushed", str(staging / name)) in before or ("renamed", str(staging / name)) in before
+    flushed_files = [Path(name).name for what, name in before if what == "flushed"]
+    assert any(name.startswith(".state.json.") for name in flushed_files)
+    assert any(name.startswith(".manifest.json.") for name in flushed_files)
+    manifest = before.index(("renamed", str(staging / "manifest.json")))
+    assert before.index(("flushed", str(staging / "fragments-00000.safetensors"))) < manifest
+    assert ("flushed", str(staging)) in before[manifest:]
+    assert ("flushed", str(path.parent)) in after
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_fragments_are_copies_and_each_rank_has_an_equal_slice_at_stage_0(world: int) -> None:
+    parameter = torch.nn.Parameter(torch.arange(10.0).view(2, 5))
+    state = {"exp_avg": torch.ones(2, 5), "exp_avg_sq": torch.full((2, 5), 2.0)}
+    found = [piece for rank in range(world) for piece in read_parameter("w", parameter, state, rank, world)]
+    with torch.no_grad():
+        parameter += 100  # the training goes on
+    for kind, expected in (("master", torch.arange(10.0)), ("exp_avg", torch.ones(10))):
+        pieces = sorted((piece for piece in found if piece.kind == kind), key=lambda piece: piece.offset)
+        assert torch.equal(torch.cat([piece.values for piece in pieces]), expected)
+        assert len(pieces) == world
+        assert max(len(piece.values) for piece in pieces) == -(-10 // world)
+
+
+def test_a_file_that_cannot_be_read_is_passed_over(
+    ranks: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older, newer = write(tmp_path, 5, ranks), write(tmp_path, 6, ranks)
+    (newer / "manifest.json").unlink()
+    (newer / "manifest.json").mkdir()
+    assert newest(tmp_path) == (older, [f"{newer}: passed over, no readable manifest.json"])
+    newer = write(tmp_path, 6, ranks)
+
+    def failing(path: Path) -> str:
+        if path.parent == newer and path.name == "state.json":
+            raise OSError(5, "Input/output error")
+        return sha256(path)
+
+    monkeypatch.setattr("reranker.train.checkpoint.sha256", failing)
+    assert newest(tmp_path) == (older, [f"{newer}: passed over, state.json cannot be read (Input/output error)"])
+
+
+def test_what_cannot_be_removed_fails_no_save_and_leaves_no_half_with_a_name(
+    ranks: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step in (1, 2):
+        write(tmp_path, step, ranks)
+    unlink, replace = os.unlink, os.replace
+
+    def in_use(path: Any, **more: Any) -> None:
+        if "fragments" in str(path):
+            raise OSError(16, "Device or resource busy")
+        unlink(path, **more)
+
+    monkeypatch.setattr(os, "unlink", in_use)
+    save(tmp_path, 3, list(fragments()), {}, ranks, Retention(1))
+    assert [(path.name, damage(path)) for path in sorted((tmp_path / "checkpoints").glob("step-*"))] == [
+        ("step-00000003", None)
+    ]
+    monkeypatch.setattr(os, "unlink", unlink)
+
+    def held(source: Any, target: Any) -> None:
+        if str(target).endswith(".removed"):
+            raise OSError(16, "Device or resource busy")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", held)
+    path = save(tmp_path, 4, list(fragments()), {}, ranks, Retention(1))
+    assert newest(tmp_path) == (path, [])
+    older = path.with_name("step-00000003")
+    assert damage(older) is None
+    assert capsys.readouterr().err == f"{older}: not removed (Device or resource busy)\n"

@@ -173,6 +173,25 @@ def test_a_directory_by_itself_may_stand_before_or_behind_the_keys(place: int, m
 
 
 @pytest.mark.parametrize(
+    ("command", "key"),
+    [
+        ("data inspect", "shards"),
+        ("data verify", "shards"),
+        ("checkpoint list", "run"),
+        ("checkpoint verify", "path"),
+        ("replay", "checkpoint"),
+    ],
+)
+def test_a_directory_by_itself_is_what_the_command_is_about(
+    command: str, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    run = run_with(monkeypatch, lambda config: seen.append(getattr(config, key)) or 0)
+    assert run(*command.split(), "a,b c") == run(*command.split(), f"{key}=named") == 0
+    assert seen == ["a,b c", "named"]
+
+
+@pytest.mark.parametrize(
     "directory",
     [
         "a b,c",
@@ -252,7 +271,10 @@ def test_flags_may_stand_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
 def test_hydras_own_flags_work(command: str, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*command.split(), *flags]) == 0
     out, err = capsys.readouterr()
-    assert len(out.splitlines()) >= 2
+    if flags[0] == "--cfg":
+        assert {line.partition(":")[0] for line in out.splitlines()} >= {key.partition(".")[0] for key in KEYS[command]}
+    else:
+        assert len(out.splitlines()) >= 2
     assert err == ""
 
 

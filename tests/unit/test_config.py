@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from reranker.checks import accumulation, check_train, resolve_precision
-from reranker.config import COMMANDS, Precision, TrainConfig
+from reranker.config import COMMANDS
+from reranker.config.common import Precision
+from reranker.config.training import TrainConfig
 from reranker.describe import describe, field_docs
 from reranker.errors import UserError
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from reranker.config import BatchPolicy, Precision, TrainConfig
+from reranker.config.common import BatchPolicy, Precision
+from reranker.config.training import TrainConfig
 from reranker.data.choose import Choice
 from reranker.data.dataset import DataSet, Source
 from reranker.data.manifest import Manifest, Shard

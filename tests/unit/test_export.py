@@ -15,7 +15,9 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from reranker.config import DataConfig, EvaluateConfig, FirstStageConfig, Precision, TrainConfig
+from reranker.config.common import FirstStageConfig, Precision
+from reranker.config.models import EvaluateConfig
+from reranker.config.training import DataConfig, TrainConfig
 from reranker.data.collate import pack_pairs
 from reranker.data.tokenize import Contract, PairTokenizer
 from reranker.errors import UserError
@@ -422,7 +424,7 @@ def make_run(run: Path, base: Path, weights: dict[str, torch.Tensor]) -> Path:
     shutil.copytree(base, run / "initial")
     state = {"best": {"checkpoint": checkpoint.name_of(120)}, "metrics": {"eval/mrr": 0.8125}, "precision": "bf16"}
     for step, scale in ((120, 1.0), (240, 0.5)):
-        fragments = (Fragment(name, MASTER, tuple(tensor.shape), 0, tensor.flatten() * scale)
-                     for name, tensor in weights.items())  # fmt: skip
-        checkpoint.save(run, step, fragments, state, OneRank())  # type: ignore[arg-type]
+        fragments = [Fragment(name, MASTER, tuple(tensor.shape), 0, tensor.flatten() * scale)
+                     for name, tensor in weights.items()]  # fmt: skip
+        checkpoint.save(run, step, fragments, state, OneRank(), checkpoint.Retention(2))  # type: ignore[arg-type]
     return run

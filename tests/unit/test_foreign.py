@@ -16,7 +16,7 @@ import pytest
 import tenacity
 import webdataset
 
-from reranker.config import IndexConfig, PackConfig
+from reranker.config.shards import IndexConfig, PackConfig
 from reranker.data import fetch
 from reranker.data.cache import ShardCache
 from reranker.data.manifest import check_shards, load_manifest

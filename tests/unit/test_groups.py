@@ -112,6 +112,17 @@ MISTAKES = {
 }
 
 
+@pytest.mark.parametrize(
+    ("line", "why"), [("[" * 100_000, "brackets too deep"), ("7" * 5000, "a number of too many digits")]
+)
+def test_a_line_that_no_parser_takes_is_named_as_any_other(line: str, why: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", f"{LINE}{line}\n{LINE}".encode())
+    assert refused(path) == (
+        f"a.jsonl:2: found '{line[:59]}…' ({why}), expected one JSON value a line; "
+        "write each record on one line of its own"
+    )
+
+
 @pytest.mark.parametrize("line", MISTAKES)
 def test_a_wrong_line_is_named_with_what_was_found_and_what_to_do(line: str, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", f"{LINE}\n{line}\n{LINE}".encode())

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reranker.config import DataInspectConfig
+from reranker.config.shards import DataInspectConfig
 from reranker.groups import Group
 from reranker.prepare.inspect import Counted, inspect_command
 from reranker.prepare.pack import pack

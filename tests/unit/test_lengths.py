@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from reranker.config import PackConfig
+from reranker.config.shards import PackConfig
 from reranker.data.cache import ShardCache
 from reranker.data.lengths import Lengths, find_or_write_lengths, lengths_name, write_lengths
 from reranker.data.manifest import load_manifest

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from reranker.config import Device
+from reranker.config.common import Device
 from reranker.data.collate import MicroBatch, collate, ghost
 from reranker.data.tokenize import Pair
 from reranker.train.distributed import Ranks, join, leave
@@ -35,14 +35,18 @@ def test_a_record_adds_up(packed: bool, computed: int, ranks: Ranks, monkeypatch
     monkeypatch.setattr("reranker.train.meter.time.perf_counter", lambda: 14.0)
     meter = Meter(torch.device("cpu"), packed, FLOPS, started=10.0, waited=1.0, steps=2, groups=3)
     # The ghost of two pairs of one token is computed and counts for nothing else.
-    for one, loss in ((batch([5, 9]), 0.5), (batch([3, 12], [7]), 1.0)):
-        meter.count(one, torch.tensor(loss))
-    meter.count(ghost(pad_id=1), torch.tensor(0.0))
+    first, second, nothing = batch([5, 9]), batch([3, 12], [7]), ghost(pad_id=1)
+    meter.count(first, first, torch.tensor([[1.0, 3.0]]), torch.tensor(0.5))
+    # The second group has one passage; what stands in its empty place counts for nothing.
+    meter.count(second, second, torch.tensor([[0.0, -4.0], [2.0, math.nan]]), torch.tensor(1.0))
+    meter.count(nothing, nothing, torch.tensor([[math.inf, 1.0]]), torch.tensor(0.0))
     record = meter.record(ranks, StepOutcome(torch.tensor(0.25), False, 8.0), rate=1e-5, epoch=0.5)
     # A place without a passage holds a pair of one token, computed as well.
     computed += 1 if packed else 0
     tokens, squares = 5 + 9 + 3 + 12 + 7, 25 + 81 + 9 + 144 + 49 + 1 + 1 + 1
     assert record["train/loss"] == pytest.approx(1.5 / 3)
+    assert record["train/score_spread"] == pytest.approx((1.0 + 2.0 + 0.0) / 3)
+    assert record["train/chance_loss"] == pytest.approx(2 * math.log(2) / 3)
     assert (record["train/grad_norm"], record["train/loss_scale"], record["train/learning_rate"]) == (0.25, 8.0, 1e-5)
     assert record["speed/pairs_per_second"] == 5 / 4
     assert record["speed/tokens_per_second"] == tokens / 4
@@ -57,7 +61,8 @@ def test_a_record_adds_up(packed: bool, computed: int, ranks: Ranks, monkeypatch
 
 def test_a_skipped_step_has_no_norm_and_an_unknown_model_no_flops(ranks: Ranks) -> None:
     meter = Meter(torch.device("cpu"), True, None, steps=1, groups=1)
-    meter.count(batch([5, 9]), torch.tensor(math.inf))
+    one = batch([5, 9])
+    meter.count(one, one, torch.tensor([[math.inf, 0.0]]), torch.tensor(math.inf))
     record = meter.record(ranks, StepOutcome(None, True, 4.0), rate=0.0, epoch=0.1)
     assert record["train/grad_norm"] is None
     assert math.isinf(record["train/loss"])

@@ -15,7 +15,6 @@ from reranker.data.order import Order
 from reranker.data.plan import (
     Cursor,
     Step,
-    check_cursor,
     plan_fixed,
     plan_tokens,
     slot_cost,
@@ -149,26 +148,6 @@ def test_max_steps_counts_from_the_beginning_and_not_from_the_cursor() -> None:
         cursor = cursor.after(step)
     assert (cursor.epoch, cursor.position) == (1, 12)
     assert [(s.epoch, s.step) for s in fixed_steps(cursor, 25, 1, 1, 3, max_steps=6)] == [(1, 1), (1, 2)]
-
-
-def test_a_cursor_of_this_training_is_taken() -> None:
-    stored = Cursor(42, 1, 24, 12, "0123456789abcdef")
-    assert check_cursor(stored.to_dict(), START, "step-00000003") == stored
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [
-        ("seed", 7, "train.seed: found 42, but step-3 was made with 7"),
-        ("groups", 32, "batch.groups: found 12, but step-3 was made with 32"),
-        ("fingerprint", "fedcba", "data.shards: found 0123456789abcdef, but step-3 was made with fedcba"),
-        ("schema", 2, "schema: found 1, but step-3 was made with 2"),
-    ],
-)
-def test_a_cursor_of_another_training_is_refused(field: str, value: object, message: str) -> None:
-    with pytest.raises(UserError) as caught:
-        check_cursor({**START.to_dict(), field: value}, START, "step-3")
-    assert str(caught.value) == f"{message}, expected the same value; restore it or choose another run_dir"
 
 
 # --- policy `tokens` -------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from reranker.config import FirstStageConfig
+from reranker.config.common import FirstStageConfig
 from reranker.errors import UserError
 from reranker.evaluate.rank import Query, fuse, read_corpus, read_queries, retrieve, sample_queries
 

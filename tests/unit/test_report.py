@@ -11,7 +11,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from reranker import __version__
-from reranker.config import Device, EvaluateConfig, FirstStageConfig, Precision
+from reranker.config.common import Device, FirstStageConfig, Precision
+from reranker.config.models import EvaluateConfig
 from reranker.errors import UserError
 from reranker.evaluate import report, table
 from reranker.evaluate.report import FILES, evaluate_command

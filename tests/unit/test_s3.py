@@ -15,7 +15,7 @@ import tenacity
 from moto.server import ThreadedMotoServer
 
 from reranker import cli
-from reranker.config import PackConfig
+from reranker.config.shards import PackConfig
 from reranker.data import fetch
 from reranker.data.cache import ShardCache
 from reranker.data.manifest import load_manifest

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from reranker import Reranker
-from reranker.config import Precision, ScoreConfig
+from reranker.config.common import Precision
+from reranker.config.models import ScoreConfig
 from reranker.data.tokenize import CONFIG_KEY
 from reranker.errors import UserError
 from reranker.model.reranker import batches_by_tokens, normalize, score_command

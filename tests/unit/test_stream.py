@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import multiprocessing
+import os
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -143,6 +145,18 @@ def test_micro_batches_follow_the_plan_and_fill_the_rest_with_ghosts(tokenizer: 
     ghosts = [batch for batch in batches(tokenizer, shards, rank=3, world=4) if not batch.positions]
     assert len(ghosts) == 2
     assert fields(ghosts[0]) == fields(ghost(tokenizer.pad_token_id))
+
+
+def test_workers_outlive_the_signals_that_end_a_training(tokenizer: Any, shards: Path) -> None:
+    whole = [fields(batch) for batch in batches(tokenizer, shards)]
+    left = iter(batches(tokenizer, shards, workers=2))
+    found = [fields(next(left))]
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for worker in workers:
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            os.kill(int(worker.pid or 0), number)
+    assert found + [fields(batch) for batch in left] == whole
 
 
 def by_step(steps: Iterable[Step], ranks: list[Iterable[MicroBatch]]) -> list[list[tuple[int, list[list[int]]]]]:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from reranker.config import TrackingConfig, TrackingMode
+from reranker.config.common import TrackingMode
+from reranker.config.training import TrackingConfig
 from reranker.train.tracking import METRICS, Tracker, run_id, wandb_mode
 from tests.distributed.ranks import until
 

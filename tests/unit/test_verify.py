@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from reranker import cli
-from reranker.config import DataVerifyConfig, PackConfig
+from reranker.config.shards import DataVerifyConfig, PackConfig
 from reranker.data.lengths import lengths_name
 from reranker.data.manifest import load_manifest
 from reranker.data.tokenize import Contract, PairTokenizer

@@ -1,0 +1,38 @@
+"""The settings of every command and their meaning; what contradicts itself in them is found by `checks.py`.
+
+In: a composed Hydra config. Out: one typed dataclass for each command. The line under a field is its
+documentation: `reranker <command> --help` prints it. Nothing here imports torch, so that help and
+`--cfg job` are immediate.
+"""
+
+from __future__ import annotations
+
+from reranker.config.checking import CheckConfig
+from reranker.config.mining import MineConfig
+from reranker.config.models import DemoConfig, EvaluateConfig, ExportConfig, ScoreConfig
+from reranker.config.preparing import PrepareConfig
+from reranker.config.shards import DataInspectConfig, DataVerifyConfig, IndexConfig, PackConfig
+from reranker.config.training import CheckpointListConfig, CheckpointVerifyConfig, ReplayConfig, TrainConfig
+from reranker.config.translation import TranslateConfig
+
+COMMANDS: dict[str, tuple[type, str]] = {
+    "prepare": (PrepareConfig, "make shards of groups in another language: translate, check, mine, check, pack"),
+    "translate": (TranslateConfig, "translate groups, each distinct text once, with quality gates"),
+    "mine": (MineConfig, "find hard negatives in a corpus, false ones filtered"),
+    "check": (CheckConfig, "look for what is wrong with groups, and mend it on request"),
+    "pack": (PackConfig, "write groups as WebDataset shards with a manifest"),
+    "index": (IndexConfig, "index WebDataset shards of others where they lie"),
+    "data inspect": (DataInspectConfig, "tell what shards hold and what micro-batches of them cost"),
+    "data verify": (DataVerifyConfig, "compare every byte of shards with their checksums"),
+    "train": (TrainConfig, "train a cross-encoder reranker"),
+    "checkpoint list": (CheckpointListConfig, "list the checkpoints of a run"),
+    "checkpoint verify": (CheckpointVerifyConfig, "compare every byte of checkpoints with their checksums"),
+    "replay": (ReplayConfig, "run one optimizer step from a checkpoint once more and tell of each group"),
+    "evaluate": (EvaluateConfig, "compare first stage, base and fine-tuned model on a corpus with queries"),
+    "export": (ExportConfig, "write a checkpoint as a Hugging Face directory with a model card"),
+    "score": (ScoreConfig, "score passages for queries"),
+    "demo": (DemoConfig, "prepare the demo's documents, training groups and base model"),
+}
+
+WITH_GROUPS = {"train": "", "translate": "", "prepare": "prepare"}
+"""Commands that choose among the yamls of directories, and where in conf/ those directories are."""

@@ -1,0 +1,96 @@
+"""The settings of the commands that evaluate, export and use a model, and of the demo."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Optional
+
+from reranker.config.common import MISSING, Device, FirstStageConfig, Packing, Precision
+
+# omegaconf reads Optional[...] on every Python that we support; the X | None form it does not.
+# ruff: noqa: UP045
+
+
+@dataclass
+class EvaluateConfig:
+    model: str = MISSING
+    """Directory or hub name of the fine-tuned reranker"""
+    base: Optional[str] = None
+    """Directory or hub name of the model it started from; null: the table has no such row"""
+    corpus: str = MISSING
+    """Passages, one {"id", "text"} a line; "doc" names the document of a passage"""
+    queries: str = MISSING
+    """Queries, one {"qid", "query", "pos"} a line; "also" lists equivalents of the right passage"""
+    output: Optional[str] = None
+    """Directory for table.json, table.md and table.png; null: the table is printed only"""
+    depth: int = 20
+    """Passages of the first stage that are reranked"""
+    contexts: int = 5
+    """Passages handed on: has-right-in-contexts looks among these"""
+    sample: Optional[int] = None
+    """Queries that are used, chosen by the hash of their qid; null: all"""
+    first_stage: FirstStageConfig = field(default_factory=FirstStageConfig)
+    max_length: Optional[int] = None
+    """Tokens of a pair at most; null: the model's own"""
+    batch_tokens: int = 4096
+    """Tokens of a forward batch at most, padding included where there is any"""
+    packing: Packing = Packing.auto
+    """packed: no padding, attention within each pair; padded: to the longest; auto: packed where the model can"""
+    precision: Precision = Precision.auto
+    """auto: fp16 on a GPU, fp32 on a CPU"""
+    device: Device = Device.auto
+    """auto: the GPU if there is one"""
+    resamples: int = 2000
+    """Bootstrap resamples behind the 95% intervals"""
+    seed: int = 42
+    """Seed of the bootstrap"""
+    force: bool = False
+    """Evaluate again although the inputs are those of the table in output"""
+
+
+@dataclass
+class ExportConfig:
+    run: str = MISSING
+    """Run directory of a training"""
+    checkpoint: str = "best"
+    """best, last or the name of a directory under checkpoints/"""
+    output: Optional[str] = None
+    """Directory for the model; null: model/ in the run directory"""
+    dtype: Precision = Precision.fp32
+    """Type of the weights on the disk: fp32, fp16 or bf16"""
+    report: Optional[str] = None
+    """table.json for the model card; null: the run's report/table.json, if it is of exactly these weights"""
+
+
+@dataclass
+class ScoreConfig:
+    model: str = MISSING
+    """Directory or hub name of a reranker"""
+    input: str = "-"
+    """Requests, one {"query", "passages"} a line; -: standard input"""
+    output: str = "-"
+    """Answers, one {"query", "scores", "probabilities"} a line; -: standard output"""
+    max_length: Optional[int] = None
+    """Tokens of a pair at most; null: the model's own"""
+    batch_tokens: int = 4096
+    """Tokens of a forward batch at most, padding included where there is any"""
+    packing: Packing = Packing.auto
+    """packed: no padding, attention within each pair; padded: to the longest; auto: packed where the model can"""
+    precision: Precision = Precision.auto
+    """auto: fp16 on a GPU, fp32 on a CPU"""
+    device: Device = Device.auto
+    """auto: the GPU if there is one"""
+
+
+@dataclass
+class DemoConfig:
+    output: str = "runs/demo"
+    """Directory for data/ (English groups, translation memory, corpus, queries) and base/ (the base model)"""
+    sentences: bool = True
+    """Groups of passages' first sentences as well, beside those of headings"""
+    dev_queries: int = 128
+    """Headings of the dev documents that select checkpoints, and at most as many of their first sentences"""
+    dev_negatives: int = 9
+    """BM25 negatives of each dev query"""
+    force: bool = False
+    """Make everything again although it is there"""

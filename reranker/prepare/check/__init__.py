@@ -1,0 +1,1 @@
+"""`reranker check`: what is wrong with groups, told and, on request, mended in a copy."""

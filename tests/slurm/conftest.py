@@ -1,0 +1,29 @@
+"""One cluster for all tests here. Without root there is none: the tests fail and say so, they are not skipped."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.conftest import inputs
+from tests.slurm.cluster import Cluster
+
+__all__ = ["inputs"]
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    assert os.geteuid() == 0, "tests/slurm: found no root, which the namespaces of its cluster want; run them as root"
+    root = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # short: sockets
+    cluster = Cluster(root)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+        shutil.rmtree(root, ignore_errors=True)

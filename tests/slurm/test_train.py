@@ -1,0 +1,194 @@
+"""Trainings as SLURM jobs of two nodes with two ranks each, hurt in every way that a cluster has.
+
+Each must go on by itself and end as the same training does on one machine that nothing happens to.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reranker.train.checkpoint import DIRECTORY, checkpoint_directories, damage
+from tests.distributed.conftest import Inputs, records
+from tests.distributed.ranks import ROOT, environment, naming, train
+from tests.slurm.cluster import Cluster, until
+
+STEPS = 12
+WORLD = 4
+
+
+def settings(**more: Any) -> dict[str, Any]:
+    """12 steps, a checkpoint behind every second one."""
+    return {
+        "batch.groups": 8, "batch.per_gpu": 2, "train.epochs": 1, "train.save_every": 2, "train.log_every": 1,
+        "precision": "fp32", "deepspeed": "zero1", "train.timeout": 20, **more,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def whole(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of the training that nothing happens to, on one machine."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    train(WORLD, inputs.overrides(run, **settings()))
+    return run
+
+
+class Submitted:
+    """A training that was submitted."""
+
+    def __init__(self, cluster: Cluster, inputs: Inputs, directory: Path, slow: float = 0.5, **more: str) -> None:
+        self.cluster, self.run, self.out = cluster, directory / "run", directory / "job.out"
+        options = {"nodes": "2", "gpus-per-node": "2", "ntasks-per-node": "2", "output": str(self.out), **more}
+        self.number = cluster.run(
+            "sbatch", "--parsable", *(f"--{key}={value}" for key, value in options.items()),
+            str(ROOT / "launch" / "train.sbatch"), *inputs.overrides(self.run, **settings()),
+            **environment(TEST_SLOW_STEP=str(slow), PYTHONPATH=f"{ROOT / 'tests' / 'slurm' / 'slow'}:{ROOT}"),
+        ).strip()  # fmt: skip
+
+    @property
+    def state(self) -> str:
+        return self.cluster.job(self.number)["JobState"]
+
+    @property
+    def restarts(self) -> int:
+        return int(self.cluster.job(self.number)["Restarts"])
+
+    def told(self) -> str:
+        logs = sorted(self.run.glob("jobs/*/restart-*/*.log")) if self.run.exists() else []
+        text = "".join(f"\n--- {path.relative_to(self.run)}\n{path.read_text()[-2000:]}" for path in logs)
+        return f"{self.state}\n{self.out.read_text() if self.out.exists() else ''}{text}"
+
+    def step(self) -> int:
+        path = self.run / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return json.loads(lines[-1])["step"] if lines else 0
+
+    def at_step(self, step: int) -> None:
+        until(lambda: self.step() >= step, self.told)
+
+    def ended(self, state: str = "COMPLETED") -> None:
+        over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
+        until(lambda: self.state in over, self.told)
+        assert self.state == state, self.told()
+
+
+def assert_as_if_nothing_had_happened(run: Path, whole: Path) -> None:
+    """The same losses, each step once, and the same weights; checkpoints that are whole."""
+    assert [(one["step"], one["train/loss"]) for one in records(run)] == [
+        (one["step"], one["train/loss"]) for one in records(whole)
+    ]
+    model = "model/model.safetensors"
+    assert filecmp.cmp(run / model, whole / model, shallow=False)
+    assert [damage(path) for path in checkpoint_directories(run)] == [None] * len(list((run / DIRECTORY).iterdir()))
+
+
+def test_two_nodes_train_as_one_machine_does(cluster: Cluster, inputs: Inputs, whole: Path, tmp_path: Path) -> None:
+    job = Submitted(cluster, inputs, tmp_path, slow=0)
+    job.ended()
+    assert_as_if_nothing_had_happened(job.run, whole)
+    kept = job.run / "jobs" / job.number
+    assert sorted(path.name for path in (kept / "restart-0").iterdir()) == [f"rank-{rank:05d}.log" for rank in range(4)]
+    assert (kept / "code" / "reranker" / "train" / "loop.py").is_file()
+    assert f"name: {inputs.model}" in (kept / "config.yaml").read_text()
+    assert "2 node(s) of 2 rank(s)" in job.out.read_text()
+
+
+def test_a_preempted_job_saves_is_queued_again_and_goes_on(
+    cluster: Cluster, inputs: Inputs, whole: Path, tmp_path: Path
+) -> None:
+    job = Submitted(cluster, inputs, tmp_path)
+    job.at_step(3)
+    urgent = cluster.run("sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--exclusive",
+                         f"--output={tmp_path}/urgent.out", "--wrap=sleep 1").strip()  # fmt: skip
+    until(lambda: cluster.job(urgent)["JobState"] == "COMPLETED", job.told)
+    job.ended()
+    assert job.restarts >= 1
+    assert "stopped as asked behind step-" in job.out.read_text()
+    assert_as_if_nothing_had_happened(job.run, whole)
+
+
+def test_a_killed_rank_is_told_and_the_job_goes_on(
+    cluster: Cluster, inputs: Inputs, whole: Path, tmp_path: Path
+) -> None:
+    job = Submitted(cluster, inputs, tmp_path)
+    job.at_step(5)
+    ranks = [pid for pid in naming(str(job.run)) if b"reranker.train" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    ranks = [pid for pid in ranks if b"RANK=2\0" in Path(f"/proc/{pid}/environ").read_bytes().replace(b"\0LOCAL_", b"")]
+    os.kill(min(ranks), signal.SIGKILL)
+    job.ended()
+    assert job.restarts == 1
+    assert "for the 1. time behind step-" in job.out.read_text()
+    assert_as_if_nothing_had_happened(job.run, whole)
+
+
+def test_a_cancelled_job_ends_for_good(cluster: Cluster, inputs: Inputs, tmp_path: Path) -> None:
+    job = Submitted(cluster, inputs, tmp_path)
+    job.at_step(3)
+    cluster.run("scancel", job.number)
+    job.ended("CANCELLED")
+    assert job.restarts == 0
+
+
+def test_a_mistake_ends_the_job_with_one_line(cluster: Cluster, inputs: Inputs, tmp_path: Path) -> None:
+    out = tmp_path / "job.out"
+    overrides = inputs.overrides(tmp_path / "run", **settings(**{"batch.per_gpu": 3}))
+    number = cluster.run("sbatch", "--parsable", "--nodes=2", "--gpus-per-node=2", "--ntasks-per-node=2", f"--output={out}",
+                         str(ROOT / "launch" / "train.sbatch"), *overrides, **environment()).strip()  # fmt: skip
+    until(lambda: cluster.job(number)["JobState"] == "FAILED", out.read_text)
+    assert cluster.job(number)["Restarts"] == "0"
+    lines = [line for line in out.read_text().splitlines() if "error:" in line and not line.startswith("srun:")]
+    assert lines == [
+        "reranker: error: batch: found groups=8, per_gpu=3, ranks=4, expected 8 to be a multiple of 3 x 4; set "
+        "batch.per_gpu to one of [1, 2]"
+    ]
+    assert not (tmp_path / "run" / DIRECTORY).exists()
+
+
+def test_a_job_at_its_time_limit_is_queued_again_and_goes_on(
+    cluster: Cluster, inputs: Inputs, whole: Path, tmp_path: Path
+) -> None:
+    # SLURM looks at limits every half minute: the signal comes between 15 and 45 s after the start.
+    job = Submitted(cluster, inputs, tmp_path, slow=2, time="1", signal="B:USR1@20")
+    job.ended()
+    assert job.restarts >= 1
+    assert "stopped as asked behind step-" in job.out.read_text()
+    assert_as_if_nothing_had_happened(job.run, whole)
+
+
+def test_a_node_that_loses_power_and_returns_costs_a_restart(
+    cluster: Cluster, inputs: Inputs, whole: Path, tmp_path: Path
+) -> None:
+    job = Submitted(cluster, inputs, tmp_path)
+    job.at_step(4)
+    cluster.crash("n2")
+    until(lambda: job.restarts == 1, job.told)
+    cluster.boot("n2")
+    job.ended()
+    assert_as_if_nothing_had_happened(job.run, whole)
+
+
+def test_a_training_on_a_node_that_was_cut_off_writes_no_checkpoint_once_another_goes_on(
+    cluster: Cluster, inputs: Inputs, tmp_path: Path
+) -> None:
+    alone = tmp_path / "alone"
+    train(2, inputs.overrides(alone, **settings()))
+    job = Submitted(cluster, inputs, tmp_path, slow=3, nodes="1")
+    job.at_step(2)
+    node = cluster.job(job.number)["NodeList"]
+    cluster.cut(node)
+    try:
+        log = job.run / "jobs" / job.number / "restart-0" / "rank-00000.log"
+        until(lambda: "a training that was begun later" in log.read_text(), job.told)
+        job.ended()
+    finally:
+        cluster.mend(node)
+    assert job.restarts == 1
+    assert cluster.job(job.number)["NodeList"] != node
+    assert_as_if_nothing_had_happened(job.run, alone)
+    until(lambda: len(cluster.idle()) == 2, cluster.logs)
