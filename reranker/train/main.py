@@ -32,6 +32,7 @@ from reranker.model.cross_encoder import load_config, load_model, load_tokenizer
 from reranker.model.unpad import pack
 from reranker.train import estimate, loop
 from reranker.train.capacity import find_tokens
+from reranker.train.checkpoint import checkpoint_directories
 from reranker.train.distributed import Ranks, device_name, join, leave
 from reranker.train.flops import model_flops
 from reranker.train.guards import Health
@@ -99,9 +100,13 @@ def train_with(
     owner = Owner.new()
 
     def start() -> Begun | None:
-        if job.run_dir.is_dir():
-            owner.take(job.run_dir)  # first: no other training adds a checkpoint to those that are looked at now
-        return begin(job)
+        if not job.run_dir.is_dir():
+            return begin(job)
+        seen = checkpoint_directories(job.run_dir)
+        begun = begin(job)  # before it is taken: a start that is refused takes nothing from the training under way
+        owner.take(job.run_dir)
+        # From here on no other training adds one; until here one may have.
+        return begun if checkpoint_directories(job.run_dir) == seen else begin(job)
 
     begun = ranks.from_first(start)
     if ranks.first:

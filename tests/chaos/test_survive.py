@@ -317,7 +317,7 @@ def test_fp16_that_overflows_at_its_least_scale_ends_the_run(inputs: Inputs, tmp
 
 def test_a_training_without_faults_leaves_no_marker_no_dump_and_no_process(whole: Path) -> None:
     assert sorted(path.name for path in whole.iterdir()) == [
-        "checkpoints", "config.json", "initial", "metrics.jsonl", "model", "wandb_run_id",
+        "checkpoints", "config.json", "initial", "metrics.jsonl", "model", "owner", "wandb_run_id",
     ]  # fmt: skip
     assert naming(str(whole)) == []
     assert multiprocessing.active_children() == []

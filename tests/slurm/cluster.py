@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 PROGRAMS = {"munged": "munge", "slurmctld": "slurmctld", "slurmd": "slurmd", "srun": "slurm-client", "ip": "iproute2"}
 NODES = ("n1", "n2")
-PREFIX = "krr"
+PREFIX = f"krr{os.getpid()}"  # of the names of namespaces: another cluster, or what a killed one left, has others
 NETWORK = "10.231.7"  # exists inside the namespaces only
 DEADLINE = 150.0
 """Seconds after which a wait is given up and the test fails: far beyond what anything here takes."""
