@@ -58,6 +58,8 @@ class ExportConfig:
     """Directory for the model; null: model/ in the run directory"""
     dtype: Precision = Precision.fp32
     """Type of the weights on the disk: fp32, fp16 or bf16"""
+    onnx: bool = False
+    """Write onnx/model.onnx as well: the same weights, in float32 whatever dtype is"""
     report: Optional[str] = None
     """table.json for the model card; null: the run's report/table.json, if it is of exactly these weights"""
 

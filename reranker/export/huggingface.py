@@ -1,9 +1,10 @@
 """A training run -> a stock Hugging Face directory that any server loads without our code.
 
 In: a run directory: config.json (the resolved TrainConfig), initial/ (config and tokenizer of the base model),
-checkpoints/, optionally the report of an evaluation. Out: config.json, model.safetensors, the tokenizer and a
-model card. The truncation contract stands in config.json; the tokenizer's model_max_length is the contract's, and
-CrossEncoder's activation is the identity, so that other libraries cut and score as we do. No network is used.
+checkpoints/, optionally the report of an evaluation. Out: config.json, model.safetensors, the tokenizer, a model
+card and, where it is asked for, the model in ONNX. The truncation contract stands in config.json; the tokenizer's
+model_max_length is the contract's, and CrossEncoder's activation is the identity, so that other libraries cut and
+score as we do. No network is used.
 The output is whole or absent, and it never takes the place of anything but an earlier export.
 """
 
@@ -24,6 +25,7 @@ from reranker.data.dataset import parse_sources
 from reranker.data.tokenize import CONFIG_KEY, Contract
 from reranker.errors import UserError
 from reranker.export.model_card import LICENSES, METRICS, CardFacts, model_card
+from reranker.export.onnx import FILE, check_packages, write_onnx
 from reranker.export.performance import performance_of
 from reranker.files import atomic_directory, read_json, write_json, write_text
 from reranker.model.cross_encoder import load_config, load_tokenizer
@@ -43,8 +45,10 @@ def export_command(config: ExportConfig) -> int:
         Path(config.output) if config.output else None,
         config.dtype,
         Path(config.report) if config.report else None,
+        config.onnx,
     )
-    print(f"exported {config.checkpoint} of {config.run} to {output} in {config.dtype.name}")
+    beside = f", with {FILE} in fp32" if config.onnx else ""
+    print(f"exported {config.checkpoint} of {config.run} to {output} in {config.dtype.name}{beside}")
     return 0
 
 
@@ -54,6 +58,7 @@ def export_run(
     output: Path | None = None,
     dtype: Precision = Precision.fp32,
     report: Path | None = None,
+    onnx: bool = False,
 ) -> Path:
     """Export one checkpoint of a run and return the directory written.
 
@@ -62,16 +67,19 @@ def export_run(
         output: None: model/ in the run directory.
         report: table.json for the card; None: report/table.json in the run directory, if it is there and of
             the weights that are exported.
+        onnx: whether to write the model in ONNX as well. It has the weights as `dtype` rounds them, in float32.
 
     Raises UserError for a directory that is no run, a checkpoint that is not there, weights that do not fit
-    the base model, values beyond fp16, an output directory that holds something else, and a `report` of other
-    weights.
+    the base model, values beyond fp16, an output directory that holds something else, a `report` of other
+    weights, and for ONNX where its packages are missing or its scores are not the model's.
     """
     from reranker.train.checkpoint import find, read_state, read_weights
 
     output = output or run_dir / "model"
     if dtype not in DTYPES:
         raise UserError("dtype", dtype.name, "fp32, fp16 or bf16", "say dtype=fp32")
+    if onnx:
+        check_packages()
     _check_output(output)
     settings = read_json(run_dir / "config.json", "name the run_dir of a training")
     if not isinstance(settings, dict) or not isinstance(data := settings.get("data"), dict):
@@ -84,11 +92,10 @@ def export_run(
 
     def card(written: Path) -> str:
         table = report or run_dir / "report" / "table.json"
-        return model_card(
-            dataclasses.replace(facts, performance=performance_of(written, table, required=report is not None))
-        )
+        performance = performance_of(written, table, required=report is not None)
+        return model_card(dataclasses.replace(facts, performance=performance, onnx=onnx))
 
-    export_weights(weights, run_dir / INITIAL, output, contract, card, dtype)
+    export_weights(weights, run_dir / INITIAL, output, contract, card, dtype, onnx)
     return output
 
 
@@ -99,6 +106,7 @@ def export_weights(
     contract: Contract,
     card: Callable[[Path], str],
     dtype: Precision = Precision.fp32,
+    onnx: bool = False,
 ) -> None:
     """Write a model directory.
 
@@ -106,6 +114,7 @@ def export_weights(
         weights: every parameter of the AutoModelForSequenceClassification of `base`, by name; no buffers.
         base: directory with the config and the tokenizer of the base model; the dropout values are its own.
         card: makes the model card, given the directory that the weights have just been written to.
+        onnx: whether to write the model in ONNX as well.
     """
     _check_output(output)
     model = _model(weights, base, contract, DTYPES[dtype])
@@ -124,9 +133,12 @@ def export_weights(
         if written["tokenizer_class"] == "TokenizersBackend":
             # transformers 4 knows the same class by this name only, and 5 reads both.
             write_json(staging / "tokenizer_config.json", written | {"tokenizer_class": "PreTrainedTokenizerFast"})
+        if onnx:
+            # float32 of the rounded weights: what all who load the directory in float32 score with.
+            write_onnx(model.float().eval(), staging, contract.max_length)
         write_text(staging / "README.md", card(staging))
         mode = (staging / "README.md").stat().st_mode
-        for path in staging.iterdir():
+        for path in (path for path in staging.rglob("*") if path.is_file()):
             path.chmod(mode)  # safetensors makes its file readable by its owner only
             with open(path, "rb") as stream:
                 os.fsync(stream.fileno())

@@ -13,6 +13,7 @@ from typing import Any
 
 from reranker.data.tokenize import Contract
 from reranker.export import passages
+from reranker.export.onnx import FILE
 from reranker.export.performance import Performance
 
 LICENSES = {
@@ -50,6 +51,7 @@ class CardFacts:
         dev: metrics of the chosen checkpoint on the dev groups.
         performance: of exactly the exported weights in an evaluation, or None.
         versions: of the libraries that trained.
+        onnx: whether the model lies in the directory in ONNX as well.
     """
 
     name: str
@@ -72,6 +74,7 @@ class CardFacts:
     dev: Mapping[str, float] = field(default_factory=dict)
     performance: Performance | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    onnx: bool = False
 
 
 def model_card(facts: CardFacts) -> str:
@@ -153,7 +156,7 @@ from sentence_transformers import CrossEncoder
 model = CrossEncoder(path)
 print(model.predict([(query, passage) for passage in passages]))
 ```
-
+{_onnx() if facts.onnx else ""}
 ### FlagEmbedding
 
 ```python
@@ -176,6 +179,23 @@ print(Reranker(path).score(query, passages))
 ```bash
 echo '{{"query": "파이썬 리스트 정렬", "passages": ["list.sort()", "튜플"]}}' | reranker score model=MODEL
 ```"""
+
+
+def _onnx() -> str:
+    return f"""
+### ONNX Runtime
+
+`{FILE}` holds these weights and computes in float32. It is what `CrossEncoder(path, backend="onnx")`, optimum and
+text-embeddings-inference load; its scores are those of the model to 1e-4. By hand, in this directory:
+
+```python
+import onnxruntime
+
+session = onnxruntime.InferenceSession(f"{{path}}/{FILE}", providers=["CPUExecutionProvider"])
+taken = {{one.name: inputs[one.name].numpy() for one in session.get_inputs()}}
+print(session.run(["logits"], taken)[0][:, 0])
+```
+"""
 
 
 def _cutting(contract: Contract) -> str:

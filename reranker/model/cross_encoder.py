@@ -50,6 +50,11 @@ def positions(config: Any) -> int | None:
     return table - (config.pad_token_id + 1)
 
 
+def has_segments(config: Any) -> bool:
+    """Whether the model takes segment ids: with one segment (XLM-R, RoBERTa) or none (ModernBERT) it does not."""
+    return bool(getattr(config, "type_vocab_size", 0) > 1)
+
+
 def load_tokenizer(name: str, revision: str | None = None, key: str = "model.name") -> Any:
     from transformers import AutoTokenizer
 
@@ -118,8 +123,7 @@ def score_pairs(model: Any, pairs: PackedPairs) -> torch.Tensor:
         return model(**packed_inputs(config, pairs)).logits[:, 0]
     ids_NL, types_NL, mask_NL = pairs.padded()
     inputs = {"input_ids": ids_NL, "attention_mask": mask_NL}
-    # Models with one segment (XLM-R, RoBERTa) or none (ModernBERT) take no segment ids.
-    if getattr(config, "type_vocab_size", 0) > 1:
+    if has_segments(config):
         inputs["token_type_ids"] = types_NL
     return model(**inputs).logits[:, 0]
 
