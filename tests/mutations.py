@@ -458,6 +458,16 @@ MUTATIONS = [
         "tests/chaos/test_survive.py::test_a_run_directory_that_another_training_took_is_left_alone",
     ),
     Mutation(
+        "an ONNX file is kept whatever it scores", "export/onnx.py",
+        "if not difference <= TOLERANCE:", "if False:",
+        "tests/end_to_end/test_onnx.py::test_scores_that_are_not_the_models_leave_nothing_behind[0.0002-True]",
+    ),
+    Mutation(
+        "an ONNX file of NaN scores is kept", "export/onnx.py",
+        "if not difference <= TOLERANCE:", "if difference > TOLERANCE:",
+        "tests/end_to_end/test_onnx.py::test_scores_that_are_not_the_models_leave_nothing_behind[nan-True]",
+    ),
+    Mutation(
         "an older restart takes the run directory back", "train/owner.py",
         "and other.restart > self.restart", "and False",
         "tests/chaos/test_survive.py::test_an_older_restart_of_a_job_does_not_take_its_run_directory_back",

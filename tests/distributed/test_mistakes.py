@@ -109,6 +109,7 @@ MISTAKES: dict[str, str] = {
     "export run=run_torn": "run: found run_torn/checkpoints/step-00000003: passed over, no readable manifest.json, expected a complete checkpoint; train first, or check the path",
     "export run=run_torn output=other": "output: found other, a directory that holds something else, expected a new directory or an earlier export; choose another one",
     "export run=run_torn dtype=auto": "dtype: found auto, expected fp32, fp16 or bf16; say dtype=fp32",
+    "export run=run_torn onnx=model.onnx": "onnx: found 'model.onnx', expected bool; say onnx=false, for example",
     "export run=run_torn dtype=fp8": "dtype: found 'fp8', expected auto|fp16|bf16|fp32; say dtype=fp32, for example",
     "score": "model: found no value, expected directory or hub name of a reranker; say model=...",
     f"{SCORE} model=./nowhere": "model: found ./nowhere, which does not exist, expected a Hugging Face model directory or hub name; check the path",

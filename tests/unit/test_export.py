@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
+from reranker import cli
 from reranker.config.common import FirstStageConfig, Precision
 from reranker.config.models import EvaluateConfig
 from reranker.config.training import DataConfig, TrainConfig
@@ -309,6 +311,19 @@ def test_a_directory_that_is_no_run_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "xlm-roberta"}')
     with pytest.raises(UserError, match="no settings of a training"):
         export_run(tmp_path)
+
+
+def test_a_missing_package_of_onnx_is_named_before_the_run_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
+    assert cli.main(["export", f"run={tmp_path / 'nowhere'}", "onnx=true"]) == 2
+    assert capsys.readouterr() == ("", (
+        "reranker: error: onnx: found no onnx, onnxscript, onnxruntime, expected the packages that write and run ONNX; "
+        'pip install ".[export]"\n'
+    ))  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_front_matter_names_base_and_license_only_where_they_are_known() -> None:

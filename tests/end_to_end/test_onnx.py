@@ -1,0 +1,257 @@
+"""An exported ONNX file scores as the directory that it lies in, for any number of pairs of any length."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import processors
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    LongformerConfig,
+    LongformerForSequenceClassification,
+)
+
+from reranker import cli
+from reranker.errors import UserError
+from reranker.export import onnx as onnx_export
+from reranker.export.huggingface import export_run
+from tests.tiny import tiny_model
+from tests.unit.test_export import make_run
+
+POSITIONS = 512
+SHAPES = ([1], [2], [POSITIONS], [1, 1], [2, 2], [7] * 33, [POSITIONS, 1, 2, 300, 17], [3, POSITIONS - 1])
+"""Tokens of each pair of a batch; it is padded to the longest."""
+PAIRS = [
+    ("정렬", "가"),
+    ("파이썬에서 리스트를 정렬하는 방법은?", "list.sort()는 리스트를 제자리에서 정렬한다."),
+    ("리스트를 정렬하는 방법은 무엇인가? " * 3, "sort() 함수가 있다. " * 40),
+]
+KINDS = {"xlm-roberta": {"input_ids", "attention_mask"}, "bert": {"input_ids", "attention_mask", "token_type_ids"}}
+"""Models, and what they take."""
+
+
+def tiny_bert(directory: Path) -> Path:
+    """A BERT of the tiny model's size, with segments."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model(directory))
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    taken = ["input_ids", "token_type_ids", "attention_mask"]
+    tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = taken
+    tokenizer.save_pretrained(directory)
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        max_position_embeddings=POSITIONS, num_labels=1, initializer_range=0.1, pad_token_id=1,
+    )  # fmt: skip
+    torch.manual_seed(2)
+    BertForSequenceClassification(config).save_pretrained(directory)
+    return directory
+
+
+def run_of(kind: str, directory: Path) -> Path:
+    """A run directory whose model is of this kind. No weight of it is 0 or 1: the exporter folds such away."""
+    make = tiny_bert if kind == "bert" else tiny_model
+    base, generator = make(directory / "base"), torch.Generator().manual_seed(3)
+    weights = load_file(base / "model.safetensors")
+    trained = {name: tensor + 0.02 * torch.randn(tensor.shape, generator=generator) for name, tensor in weights.items()}
+    return make_run(directory / "run", base, trained)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {kind: run_of(kind, tmp_path_factory.mktemp(kind)) for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def exported(runs: dict[str, Path]) -> dict[str, Path]:
+    """{kind: model directory}, made as a user makes it."""
+    for run in runs.values():
+        assert cli.main(["export", f"run={run}", "onnx=true"]) == 0
+    return {kind: run / "model" for kind, run in runs.items()}
+
+
+def session_of(directory: Path) -> Any:
+    return onnxruntime.InferenceSession(directory / "onnx" / "model.onnx", providers=["CPUExecutionProvider"])
+
+
+def scores_of(session: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """As optimum feeds a file: what it takes of what the tokenizer gives."""
+    taken = {one.name: inputs[one.name].numpy() for one in session.get_inputs()}
+    (logits,) = session.run(["logits"], taken)
+    assert (logits.shape, logits.dtype) == ((len(inputs["input_ids"]), 1), np.float32)
+    return torch.from_numpy(logits)
+
+
+def model_of(directory: Path) -> Any:
+    return AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32).eval()
+
+
+def drawn(lengths: Sequence[int], padding: int, seed: int) -> dict[str, torch.Tensor]:
+    """A batch of pairs of so many random tokens."""
+    places, ends = torch.arange(max(lengths)), torch.tensor(lengths)[:, None]
+    ids = torch.randint(5, 200, (len(lengths), max(lengths)), generator=torch.Generator().manual_seed(seed))
+    mask = places < ends
+    types = (places >= ends // 3) & mask
+    return {
+        "input_ids": ids.where(mask, padding), "attention_mask": mask.long(), "token_type_ids": types.long(),
+    }  # fmt: skip
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_of_any_shape_score_as_in_transformers(kind: str, exported: dict[str, Path]) -> None:
+    session, model = session_of(exported[kind]), model_of(exported[kind])
+    assert {one.name for one in session.get_inputs()} == KINDS[kind]
+    assert {tuple(one.shape) for one in session.get_inputs()} == {("batch", "sequence")}
+    seen = []
+    for seed, lengths in enumerate(SHAPES):
+        inputs = drawn(lengths, model.config.pad_token_id, seed)
+        with torch.no_grad():
+            expected = model(**{name: inputs[name] for name in KINDS[kind]}).logits
+        close(scores_of(session, inputs), expected)
+        seen.append(expected.flatten())
+    assert torch.cat(seen).std() > 1e-2, "a model that scores everything alike proves nothing"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_texts_score_as_in_transformers_alone_and_padded(kind: str, exported: dict[str, Path]) -> None:
+    session, model = session_of(exported[kind]), model_of(exported[kind])
+    tokenizer = AutoTokenizer.from_pretrained(exported[kind])
+    for pairs in (PAIRS, *([pair] for pair in PAIRS)):
+        inputs = tokenizer(*map(list, zip(*pairs, strict=True)), padding=True, truncation=True, return_tensors="pt")
+        with torch.no_grad():
+            close(scores_of(session, inputs), model(**inputs).logits)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_directory_with_the_file_loads_as_one_without(kind: str, exported: dict[str, Path]) -> None:
+    from sentence_transformers import CrossEncoder
+
+    inputs = AutoTokenizer.from_pretrained(exported[kind])(
+        *map(list, zip(*PAIRS, strict=True)), padding=True, truncation=True, return_tensors="pt"
+    )
+    scores = CrossEncoder(str(exported[kind]), device="cpu").predict(PAIRS, convert_to_tensor=True)
+    close(scores_of(session_of(exported[kind]), inputs)[:, 0], scores.cpu())
+    file = exported[kind] / "onnx" / "model.onnx"
+    assert file.stat().st_mode == (exported[kind] / "model.safetensors").stat().st_mode
+    onnx.checker.check_model(file, full_check=True)
+
+
+def test_the_file_says_nothing_of_the_machine_that_wrote_it(exported: dict[str, Path]) -> None:
+    content = (exported["bert"] / "onnx" / "model.onnx").read_bytes()
+    assert b"site-packages" not in content
+    assert str(exported["bert"]).encode() not in content
+
+
+def test_the_card_tells_of_the_file_and_its_python_runs(
+    exported: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = (exported["xlm-roberta"] / "README.md").read_text("utf-8")
+    blocks = [part.split("```")[0] for part in card.split("```python")[1:]]
+    here = [blocks[0], next(block for block in blocks if "import onnxruntime" in block)]
+    monkeypatch.chdir(exported["xlm-roberta"])
+    names: dict[str, Any] = {}
+    for block in here:
+        exec(compile(re.sub(r'^path = ".*?"', 'path = "."', block, flags=re.MULTILINE), "README.md", "exec"), names)
+    first, second = ([float(number) for number in re.findall(r"-?\d\.\d+", line)[:2]]
+                     for line in capsys.readouterr().out.splitlines() if "[" in line)  # fmt: skip
+    assert first == pytest.approx(second, abs=1e-4)
+
+
+def test_a_line_says_what_was_written_and_an_export_without_leaves_no_old_file(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "model"
+    command = ["export", f"run={runs['xlm-roberta']}", f"output={output}"]
+    told = f"exported best of {runs['xlm-roberta']} to {output} in fp32"
+    assert cli.main([*command, "onnx=true"]) == 0
+    assert capsys.readouterr() == (f"{told}, with onnx/model.onnx in fp32\n", "")
+    assert cli.main(command) == 0
+    assert capsys.readouterr() == (f"{told}\n", "")
+    assert not (output / "onnx").exists()
+    assert "onnx" not in (output / "README.md").read_text("utf-8").lower()
+
+
+def test_the_file_has_the_rounded_weights_of_the_directory_in_float32(
+    runs: dict[str, Path], exported: dict[str, Path], tmp_path: Path
+) -> None:
+    command = ["export", f"run={runs['xlm-roberta']}", f"output={tmp_path / 'model'}", "onnx=true", "dtype=bf16"]
+    assert cli.main(command) == 0
+    model, inputs = model_of(tmp_path / "model"), drawn([9, 200], 1, seed=0)
+    with torch.no_grad():
+        rounded = model(inputs["input_ids"], inputs["attention_mask"]).logits
+        whole = model_of(exported["xlm-roberta"])(inputs["input_ids"], inputs["attention_mask"]).logits
+    found = scores_of(session_of(tmp_path / "model"), inputs)
+    close(found, rounded)
+    assert (found - whole).abs().max() > 1e-4
+
+
+def test_weights_beyond_one_file_lie_beside_it(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_export, "WEIGHTS_IN_THE_FILE", 1000)
+    output = export_run(runs["xlm-roberta"], output=tmp_path / "model", onnx=True)
+    sizes = {path.name: path.stat().st_size for path in (output / "onnx").iterdir()}
+    assert set(sizes) == {"model.onnx", "model.onnx_data"}
+    assert sizes["model.onnx_data"] > sizes["model.onnx"] / 2
+    assert len({path.stat().st_mode for path in (output / "onnx").iterdir()}) == 1
+    inputs = drawn([9, 200], 1, seed=0)
+    with torch.no_grad():
+        expected = model_of(output)(inputs["input_ids"], inputs["attention_mask"]).logits
+    close(scores_of(session_of(output), inputs), expected)
+
+
+@pytest.mark.parametrize(("off", "refused"), [(5e-5, False), (2e-4, True), (float("nan"), True)])
+def test_scores_that_are_not_the_models_leave_nothing_behind(
+    off: float, refused: bool, runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """The exporter is made to write another bias than the model has."""
+    whole, name = torch.onnx.export, "classifier.out_proj.bias"
+
+    def faulty(model: Any, **settings: Any) -> Any:
+        program = whole(model, **settings)
+        assert name in program.model.graph.initializers
+        program.apply_weights({name: model.state_dict()[name] + off})
+        return program
+
+    monkeypatch.setattr(torch.onnx, "export", faulty)
+    output = tmp_path / "model"
+    assert cli.main(["export", f"run={runs['xlm-roberta']}", f"output={output}", "onnx=true"]) == (2 if refused else 0)
+    assert [path.name for path in tmp_path.iterdir()] == ([] if refused else ["model"])
+    said = capsys.readouterr().err
+    if refused:
+        assert re.fullmatch(
+            r"reranker: error: onnx: found scores up to (0\.0002|nan) from the model's \(pairs of 512 tokens\), expected at "
+            r"most 0\.0001 in float32; leave onnx=true away, or try other versions of onnx, onnxscript, onnxruntime\n", said,
+        )  # fmt: skip
+    else:
+        assert said == ""
+
+
+def test_a_model_that_cannot_be_exported_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Longformer chooses its way by the values in a mask."""
+    config = LongformerConfig(
+        vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64, num_labels=1,
+        attention_window=16, max_position_embeddings=530,
+    )  # fmt: skip
+    with pytest.raises(
+        UserError, match=r"^onnx: found a model that torch \S+ cannot export \(.+\), expected an encoder"
+    ):
+        onnx_export.write_onnx(LongformerForSequenceClassification(config).eval(), tmp_path, 48)
+    assert capsys.readouterr() == ("", "")
