@@ -32,7 +32,7 @@ TOLERANCE = 1e-4
 """Of a score, absolute."""
 WEIGHTS_IN_THE_FILE = 3 << 29
 """Bytes at most: a protobuf ends at 2 GiB. torch draws the line here as well."""
-WITHOUT = "leave onnx=true away"
+WITHOUT = "say onnx=false"
 
 
 def check_packages() -> None:

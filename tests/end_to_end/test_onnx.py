@@ -238,7 +238,7 @@ def test_scores_that_are_not_the_models_leave_nothing_behind(
     if refused:
         assert re.fullmatch(
             r"reranker: error: onnx: found scores up to (0\.0002|nan) from the model's \(pairs of 512 tokens\), expected at "
-            r"most 0\.0001 in float32; leave onnx=true away, or try other versions of onnx, onnxscript, onnxruntime\n", said,
+            r"most 0\.0001 in float32; say onnx=false, or try other versions of onnx, onnxscript, onnxruntime\n", said,
         )  # fmt: skip
     else:
         assert said == ""
