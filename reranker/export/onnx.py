@@ -40,7 +40,7 @@ def check_packages() -> None:
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise UserError("onnx", f"no {', '.join(missing)}", "the packages that write and run ONNX",
-                        'pip install ".[export]"')  # fmt: skip
+                        "pip install 'ko-reranker[export]'")  # fmt: skip
 
 
 def write_onnx(model: Any, directory: Path, longest: int) -> None:

