@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import shlex
+import sys
 import time
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
@@ -95,10 +96,17 @@ def prepare_command(config: PrepareConfig, run: Run) -> int:
     for stage in left:
         print(f"\n{stage.name}: {stage.line}", flush=True)
         fingerprint, began = _fingerprint(stage), time.time()
-        journal.begin(stage)
+        # Only what was not there before is ours to replace later: pack may refuse what stands where it writes.
+        if stage.name in journal.begun or not stage.result.parent.exists():
+            journal.begin(stage)
         code = run(stage.command, list(stage.arguments))
         if code != 0 and not (stage.command == "check" and code == FOUND):
             return code
+        if stage.command == "check" and _cut_short(stage):
+            place = stage.result.with_name("unreadable.jsonl")
+            print(f"reranker: {stage.settings.groups}: the file is cut short, {place} says where: copy or make it anew, "
+                  "then run the same command", file=sys.stderr, flush=True)  # fmt: skip
+            return 1
         journal.enter(stage, fingerprint, time.time() - began)
     print(f"\n{stages[-1].result.parent}: done")
     return 0
@@ -142,6 +150,11 @@ def plan(config: PrepareConfig, run: Run, begun: Container[str] = ()) -> list[St
 def _keep(made: list[Any], settings: Any) -> int:
     made.append(settings)
     return 0
+
+
+def _cut_short(stage: Stage) -> bool:
+    """Whether a check met an end before the end: most of the file may be behind that place, and nothing mends that."""
+    return "cut_short" in read_json(stage.result.with_name("report.json"))["unreadable"]
 
 
 def _check_stages(config: PrepareConfig) -> None:
