@@ -104,8 +104,8 @@ def prepare_command(config: PrepareConfig, run: Run) -> int:
             return code
         if stage.command == "check" and _cut_short(stage):
             place = stage.result.with_name("unreadable.jsonl")
-            print(f"reranker: {stage.settings.groups}: the file is cut short, {place} says where: copy or make it anew, "
-                  "then run the same command", file=sys.stderr, flush=True)  # fmt: skip
+            print(f"reranker: {stage.settings.groups}: the file is cut short, {place} says where: make it anew, then "
+                  "run the same command", file=sys.stderr, flush=True)  # fmt: skip
             return 1
         journal.enter(stage, fingerprint, time.time() - began)
     print(f"\n{stages[-1].result.parent}: done")

@@ -32,12 +32,17 @@ GATES = (
 )  # fmt: skip
 """The names of the gates, in the order in which they are asked."""
 
-_URL = re.compile(r"(?:https?://|ftp://|www\.)[!-~]+|[\w.+-]+@[\w-]+(?:\.[\w-]+)+", re.ASCII)
+# Repetitions behind which a match can still fail are bounded, or begin where a run of such characters does: a text
+# of one long run (digits, base64, a rule of dashes) would else take the square of its length, hours for a megabyte.
+_URL = re.compile(
+    r"(?:https?://|ftp://|www\.)[!-~]+|(?<![\w.+-])[\w.+-]+@[\w-]{1,63}(?:\.[\w-]{1,63})+", re.ASCII
+)  # fmt: skip
 _CODE = re.compile(
-    r"`+([^`\n]+)`+"  # spans
+    r"(?<!`)`+([^`\n]+)`+"  # spans
     r"|(?<![\w-])(--[a-z][\w-]+)"
-    r"|(?<![\w/.~<])((?:~|\.{1,2})?/(?:[\w.+-]+/)+[\w.+-]*\w|[\w.+-]+(?:/[\w+-]+)+/[\w+-]*\.[a-z]{1,4})\b"
-    r"|\b([A-Za-z]\w*(?:\.\w+)*\(\))"
+    r"|(?<![\w/.~<])((?:~|\.{1,2})?/(?:[\w.+-]{1,100}/){1,30}[\w.+-]{0,100}\w"
+    r"|(?<![+-])[\w.+-]+(?:/[\w+-]{1,100}){1,30}/[\w+-]{0,100}\.[a-z]{1,4})\b"
+    r"|\b([A-Za-z]\w{0,100}(?:\.\w{1,100}){0,10}\(\))"
     r"|\b([a-z0-9]+(?:_[a-z0-9]+)+)\b",
     re.ASCII,
 )
@@ -46,6 +51,8 @@ _PLACEHOLDER = re.compile(
 )
 _WORD = re.compile(r"\w+")
 _SEQUENCE = 6
+_TOLD = 100
+"""Characters that are told of what is lost."""
 _LOOP = re.compile(r"(.{4,60}?)\1{3,}", re.DOTALL)
 
 
@@ -216,7 +223,8 @@ def _told(lost: list[str]) -> str | None:
     if not lost:
         return None
     more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
-    return f"{', '.join(lost[:3])}{more} of the source is lost"
+    told = (name if len(name) <= _TOLD else name[: _TOLD - 1] + "…" for name in lost[:3])
+    return f"{', '.join(told)}{more} of the source is lost"
 
 
 def _bare(text: str) -> str:
