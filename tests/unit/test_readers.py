@@ -15,7 +15,7 @@ from pyarrow import parquet
 from reranker.config.reading import ReaderConfig
 from reranker.errors import UserError
 from reranker.groups import Group
-from reranker.prepare.readers import Unreadable, read, read_strict
+from reranker.prepare.readers import Unreadable, read, read_chunks, read_strict
 
 GROUP = Group("질문", ("정답",), ("오답 하나", "오답 둘"))
 LINE = GROUP.to_json().encode() + b"\n"
@@ -56,6 +56,32 @@ def test_a_torn_array_keeps_what_came_before(tmp_path: Path) -> None:
     path.write_text(json.dumps([["q", "p", "n"]] * 5)[:-10], encoding="utf-8")
     assert sum(isinstance(record, Group) for record in read(path)) == 4
     assert unreadable(path) == [("a.json#5", "cut_short")]
+
+
+def test_what_stands_behind_an_array_is_told_and_so_is_what_a_wrong_element_hides(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    for content, count, where in (
+        ('[["q", "p", "n"]]\n[["q2", "p2", "n2"]]\n', 1, "a.jsonl#2"),
+        ('[["q", "p", "n"]]' + " \n" * 100_000 + '["q2", "p2", "n2"]', 1, "a.jsonl#2"),
+        ('[["q", "p", "n"], {"query": none}' + ', ["q", "p", "n"]' * 1000 + "]", 1, "a.jsonl#2"),
+        ('[["q", "p", "n"], ["' + "x" * 500_000 + '", "p", "n"], ["q", "p", "n"]]', 1, "a.jsonl#2"),
+    ):
+        path.write_text(content, encoding="utf-8")
+        groups = [
+            record for record in read(path, config=ReaderConfig(longest_line=200_000)) if isinstance(record, Group)
+        ]
+        assert len(groups) == count
+        assert unreadable(path, longest_line=200_000) == [(where, "cut_short")]
+    path.write_text('[["q", "p", "n"]]' + " \n" * 100_000, encoding="utf-8")
+    assert list(read(path)) == [Group("q", ("p",), ("n",))]
+
+
+def test_records_are_held_in_chunks_of_bounded_size_in_any_form(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([["q", "p", "n" * 500_000]] * 30), encoding="utf-8")
+    sizes = [len(chunk.items) for chunk in read_chunks(path, ReaderConfig())]
+    assert sum(sizes) == 30
+    assert max(sizes) <= 9
 
 
 def test_every_hostile_line_is_named_and_the_rest_is_read(tmp_path: Path) -> None:
