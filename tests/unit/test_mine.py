@@ -377,6 +377,23 @@ def test_a_wrong_line_is_named(tmp_path: Path, groups: list, corpus: list, messa
         mine(tmp_path, groups, corpus)
 
 
+def test_half_a_character_in_an_id_is_named(tmp_path: Path) -> None:
+    made = config(tmp_path)
+    with open(made.groups, "a", encoding="utf-8") as stream:
+        stream.write('{"query": "q", "pos": ["p"], "id": "\\ud800"}\n')
+    with pytest.raises(UserError, match=r'groups.jsonl:4: found "id" with half a character'):
+        mine_command(made)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_id(tmp_path: Path) -> None:
+    made = config(tmp_path, [{"query": "사과", "pos": ["본문"], "also": [0]}])
+    made.corpus = str(tmp_path / "collection.tsv")
+    Path(made.corpus).write_text("0\t사과 나무\n1\t사과 배\n", encoding="utf-8-sig")
+    assert mine_command(made) == 0
+    (group,) = read_groups(Path(made.output) / "groups.jsonl")
+    assert group.neg == ("사과 배",)
+
+
 def encoder(directory: Path) -> str:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer

@@ -324,3 +324,24 @@ def test_unreadable_lines_of_a_corpus_are_named_by_place_and_a_wrong_file_ends_t
 def test_a_file_that_is_not_what_its_name_says_is_cut_short(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(LINE)[:10] + b"\xff" * 50)
     assert unreadable(tmp_path / "a.jsonl.gz") == [("a.jsonl.gz:1", "cut_short")]
+
+
+def test_a_byte_order_mark_costs_no_text_and_no_judgement(tmp_path: Path) -> None:
+    for name, content in (
+        ("collection.tsv", "1\tone\n"), ("queries.tsv", "10\tten\n"), ("qrels.txt", "10 0 1 1\n"),
+        ("run.txt", "10 Q0 2 1 1 t\n"), ("more.jsonl", '{"_id": "1", "text": "one"}\n{"_id": "2", "text": "two"}\n'),
+    ):  # fmt: skip
+        (tmp_path / name).write_text(content, encoding="utf-8-sig")
+    qrels, run, more = (str(tmp_path / name) for name in ("qrels.txt", "run.txt", "more.jsonl"))
+    assert list(read(qrels, config=ReaderConfig(qrels=qrels))) == [Group("ten", ("one",), (), id="10")]
+    settings = ReaderConfig(qrels=qrels, run=run, corpus=more)
+    assert list(read(qrels, config=settings)) == [Group("ten", ("one",), ("two",), id="10")]
+
+
+def test_half_a_character_in_the_id_of_a_text_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "corpus.jsonl", '{"_id": "\\ud800", "text": "x"}', '{"_id": "b", "text": "y"}')
+    write(tmp_path / "queries.jsonl", '{"_id": "q", "text": "two"}')
+    write(tmp_path / "qrels" / "test.tsv", "query-id\tcorpus-id\tscore", "q\tb\t1")
+    records = list(read(tmp_path))
+    assert [record for record in records if isinstance(record, Group)] == [Group("two", ("y",), (), id="q")]
+    assert unreadable(tmp_path) == [("corpus.jsonl:1", "schema")]

@@ -120,9 +120,6 @@ def parse_value(value: Any, where: str, line: bytes | None = None) -> Record:
         if "\x00" in text:
             kept = line if line is not None else group.to_json().encode("utf-8")
             return Unreadable(where, "nul", f"found a NUL character in {shorten(text)}, expected text", kept)
-    if group.id is not None and any("\ud800" <= character <= "\udfff" for character in group.id):
-        return Unreadable(where, "surrogate", 'found "id" with half a character, expected text that UTF-8 can hold',
-                          line or json.dumps(value).encode("ascii"))  # fmt: skip
     return group
 
 
