@@ -11,10 +11,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow
 import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from reranker.config.checking import CheckConfig
@@ -227,6 +229,43 @@ def test_evaluations_are_read_in_the_forms_they_come_in(tmp_path: Path) -> None:
     leaks = [Group("held query", ("pp",), ("nn", "mm")), Group("q2", ("held passage",), ("n2", "m2")),
              Group("held too", ("p3",), ("n3", "m3"))]  # fmt: skip
     assert counts(check(tmp_path, leaks, evaluation=paths)[1]) == {"leak_exact": 3}
+
+
+def test_the_answers_and_titles_of_an_evaluation_are_guarded_as_well(tmp_path: Path) -> None:
+    (tmp_path / "answers.jsonl").write_text('{"query": "held q", "answer": "held answer"}\n', encoding="utf-8")
+    (tmp_path / "corpus.jsonl").write_text('{"_id": "1", "title": "Held", "text": "text"}\n', encoding="utf-8")
+    leaks = [Group("q1", ("held answer",), ("n1", "m1")), Group("q2", ("Held text",), ("n2", "m2")),
+             Group("q3", ("text",), ("n3", "m3"))]  # fmt: skip
+    paths = [str(tmp_path / name) for name in ("answers.jsonl", "corpus.jsonl")]
+    assert counts(check(tmp_path, leaks, evaluation=paths)[1])["leak_exact"] == 3
+
+
+def test_of_a_directory_every_split_but_train_is_guarded(tmp_path: Path) -> None:
+    beir, marco, data = (tmp_path / name for name in ("beir", "marco", "data"))
+    for directory in (beir / "qrels", marco, data):
+        directory.mkdir(parents=True)
+    splits = ("train", "dev", "test")
+    for file, key in (("corpus", "passage"), ("queries", "query")):
+        lines = [json.dumps({"_id": split, "text": f"{key} of {split}"}) + "\n" for split in splits]
+        (beir / f"{file}.jsonl").write_text("".join(lines))
+    (marco / "collection.tsv").write_text("".join(f"{split}\tpassage of {split}\n" for split in splits))
+    for split in splits:
+        (beir / "qrels" / f"{split}.tsv").write_text(f"query-id\tcorpus-id\tscore\n{split}\t{split}\t1\n")
+        (marco / f"qrels.{split}.tsv").write_text(f"{split}\t0\t{split}\t1\n")
+        (marco / f"queries.{split}.tsv").write_text(f"{split}\tquery of {split}\n")
+        row = {"anchor": f"query of {split}", "positive": f"passage of {split}", "negative": "n"}
+        parquet.write_table(pyarrow.Table.from_pylist([row]), data / f"{split}-00000-of-00001.parquet")
+    (marco / "triples.train.small.tsv").write_text("query of train\tpassage of train\tn\n")
+    groups = [Group(f"query of {split}", (f"other {split}",), ("nn", "mm")) for split in splits]
+    for directory in (beir, marco, data):
+        _, report = check(tmp_path, groups, evaluation=str(directory), near=1.0)
+        assert places(report, "leak_exact") == ["groups.jsonl:2", "groups.jsonl:3"], directory
+
+
+def test_an_evaluation_that_is_not_utf_8_is_refused_and_guards_nothing_less(tmp_path: Path) -> None:
+    (tmp_path / "queries.tsv").write_bytes("1\t지킬 질문\n".encode("cp949"))
+    with pytest.raises(UserError, match=r"queries.tsv:1: found bytes that are not UTF-8"):
+        check(tmp_path, CLEAN, evaluation=str(tmp_path / "queries.tsv"))
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,16 @@ def dataset_files(directory: Path, split: str | None) -> list[Path]:
     return by_split[_chosen(directory, list(by_split), split)] if by_split else []
 
 
+def split_names(directory: Path) -> list[str]:
+    """The splits of a dataset directory; none where it is not one, or holds a single one without a name."""
+    if (directory / "dataset_dict.json").is_file():
+        return _names(directory / "dataset_dict.json", lambda content: content["splits"])
+    if (directory / "state.json").is_file():
+        return []
+    found = sorted(path for suffix in SUFFIXES for path in directory.rglob(f"*{suffix}"))
+    return list(dict.fromkeys(_split_of(path, directory) for path in found))
+
+
 def _names(path: Path, chosen: Callable[[Any], Any]) -> list[str]:
     """The names that a file of `save_to_disk` lists. Raises UserError."""
     fix = "save the dataset anew"
