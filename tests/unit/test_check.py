@@ -204,12 +204,17 @@ def test_case_and_width_do_not_hide_a_near_text() -> None:
 
 
 @pytest.mark.parametrize("text", ["err", "ERROR", " NaN ", "#NAME?", "502 Bad Gateway", "HTTP 429 Too Many Requests",
-                                  "MYMEMORY WARNING: YOU USED ALL", "As an AI language model, I cannot"])  # fmt: skip
+                                  "MYMEMORY WARNING: YOU USED ALL", "As an AI language model, I cannot",
+                                  "Translation error: timeout", "translation failed", "Translation failed (code 5)",
+                                  "Rate limit reached for model x in organization y", "Quota exceeded.",
+                                  "You exceeded your current quota, please check your plan"])  # fmt: skip
 def test_messages_of_tools_are_error_texts(text: str) -> None:
     assert is_error(text, ())
 
 
-@pytest.mark.parametrize("text", ["error handling in Go", "404 pages", "오류", "none of the above", "null hypothesis"])
+@pytest.mark.parametrize("text", ["error handling in Go", "404 pages", "오류", "none of the above", "null hypothesis",
+                                  "Translation errors in medical documents cost lives.", "translation error analysis",
+                                  "Rate limit exceeded means that a client asked too often."])  # fmt: skip
 def test_texts_about_errors_are_none(text: str) -> None:
     assert not is_error(text, ())
     assert is_error(text, (".*",))
