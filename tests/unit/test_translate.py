@@ -210,6 +210,21 @@ def test_tmx_is_read_by_language_and_its_regions(tmp_path: Path) -> None:
     assert list(read_groups(tmp_path / "out/groups.jsonl")) == KOREAN
 
 
+def test_a_translation_memory_that_is_torn_within_is_told_with_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "memory.tmx.gz"
+    packed = bytearray(gzip.compress(b"<tmx><body>" + b"<tu/>" * 100_000))
+    packed[40:48] = b"\xff" * 8
+    path.write_bytes(packed)
+    with pytest.raises(UserError, match=f"^{path}: found a file that cannot be read to its end"):
+        run(tmp_path, {"class": "reranker.prepare.translate.memory:Memory", "files": [str(path)]})
+
+
+@pytest.mark.parametrize("wrong", [{"batch_texts": 1.5}, {"batch_texts": True}, {"files": 3}, {"files": [3]}])
+def test_settings_of_a_memory_that_cannot_be_are_told(wrong: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"^backend\.{next(iter(wrong))}: found "):
+        run(tmp_path, memory(tmp_path) | wrong)
+
+
 def test_parts_translate_disjoint_texts_and_their_ledgers_make_the_groups(tmp_path: Path) -> None:
     with translating(PAIRS) as server:
         for part in range(3):
