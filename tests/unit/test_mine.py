@@ -279,6 +279,13 @@ def test_a_group_with_too_few_negatives_is_rejected_with_the_reason(tmp_path: Pa
     assert (report["groups"], report["rejected"], report["negatives"]) == (3, 1, 12)
 
 
+def test_a_run_without_a_group_is_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mine_command(config(tmp_path, [{"query": "없는낱말", "pos": ["본문"]}])) == 1
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("reranker: ")]
+    assert told.startswith(f"reranker: {tmp_path / 'out'}: none of 1 groups came out: rejected.jsonl says why")
+    assert (tmp_path / "out" / "groups.jsonl").read_bytes() == b""
+
+
 def test_a_changed_filter_searches_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine(tmp_path)
 

@@ -32,7 +32,7 @@ from reranker.progress import progress_bar
 
 
 def mine_command(config: MineConfig) -> int:
-    """`reranker mine`. Raises UserError."""
+    """`reranker mine`. Returns 1 where no group came out, else 0. Raises UserError."""
     check_settings(config)
     _check_files(config)
     output = Path(config.output)
@@ -54,6 +54,10 @@ def mine_command(config: MineConfig) -> int:
           f"{summary['rejected']:,} groups rejected; report.md tells of them")  # fmt: skip
     if found.scores_dropped:
         print(report.scores_dropped(found.scores_dropped), file=sys.stderr)
+    if not summary["groups"]:
+        print(f"reranker: {output}: none of {summary['rejected']} groups came out: rejected.jsonl says why; loosen the "
+              "filters or widen the window", file=sys.stderr)  # fmt: skip
+        return 1
     return 0
 
 
