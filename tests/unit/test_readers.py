@@ -181,6 +181,19 @@ def test_a_torn_parquet_file_is_named(tmp_path: Path) -> None:
     assert unreadable(tmp_path / "a.parquet") == [("a.parquet#1", "cut_short")]
 
 
+def test_a_text_of_another_encoding_costs_its_row_alone(tmp_path: Path) -> None:
+    texts = [b"q0", "질문".encode("cp949"), b"q2"]
+    offsets = b"".join(len(b"".join(texts[:count])).to_bytes(4, "little") for count in range(4))
+    anchors = pyarrow.Array.from_buffers(
+        pyarrow.string(), 3, [None, pyarrow.py_buffer(offsets), pyarrow.py_buffer(b"".join(texts))]
+    )
+    table = pyarrow.table({"anchor": anchors, "positive": ["p"] * 3, "negative": ["n"] * 3})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    found = [record.query for record in read(tmp_path / "a.parquet") if isinstance(record, Group)]
+    assert found == ["q0", "q2"]
+    assert unreadable(tmp_path / "a.parquet") == [("a.parquet#2", "encoding")]
+
+
 def test_what_datasets_saves_is_read(tmp_path: Path) -> None:
     import datasets
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import gzip
 import io
@@ -262,6 +263,10 @@ def test_every_unreadable_line_is_named_and_the_others_are_translated(tmp_path: 
     named = [line["where"].rpartition(":")[2] for line in lines(tmp_path / "out/unreadable.jsonl")]
     assert named[:7] == ["4", "5", "6", "7", "8", "9", "10"]
     assert len(named) == 10
+    # Nothing of them is lost: what is no text is there in base64, what cannot be decompressed by its place.
+    kept = [line.get("line", "").encode() or base64.b64decode(line.get("line_base64", ""))
+            for line in lines(tmp_path / "out/unreadable.jsonl")]  # fmt: skip
+    assert kept[:7] == bad
     assert summary["groups"]["out"] == 21
     assert len(list(read_groups(tmp_path / "out/groups.jsonl"))[3].neg) == 100_000
 
