@@ -177,6 +177,30 @@ def test_what_any_group_of_a_query_calls_right_is_a_negative_in_none(tmp_path: P
     assert passages[1][0] in mine(tmp_path, cases, CORPUS[:12], negatives=20)[0].neg
 
 
+def test_a_negative_that_came_and_is_right_elsewhere_goes_with_its_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    groups = [{"query": "사과", "pos": [CORPUS[1]["text"]], "id": "a"},
+              {"query": "사과", "pos": [CORPUS[4]["text"]], "neg": [CORPUS[1]["text"], CORPUS[9]["text"]], "id": "b"}]  # fmt: skip
+    assert CORPUS[1]["text"] not in mine(tmp_path, groups)[1].neg
+    (line,) = (tmp_path / "out" / "removed.jsonl").read_text("utf-8").splitlines()
+    assert json.loads(line) == {
+        "query": "사과", "id": "b", "negative": CORPUS[1]["text"], "reason": "right for the same query",
+    }  # fmt: skip
+    assert "1 negatives that groups came with are right for the same query" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))["removed"] == 1
+
+
+def test_a_block_of_the_cache_that_is_damaged_is_told_with_its_name(tmp_path: Path) -> None:
+    mine(tmp_path)
+    (block,) = (tmp_path / "out" / "cache").glob("bm25-search-*/block-000000.npz")
+    whole = block.read_bytes()
+    for content in (b"", whole[: len(whole) // 2]):
+        block.write_bytes(content)
+        with pytest.raises(UserError, match=f"^{block}: found a block that cannot be read"):
+            mine(tmp_path)
+
+
 def test_what_says_the_same_through_others_is_no_negative(tmp_path: Path) -> None:
     same = {0: [1, 2], 2: [3], 5: [6]}
     corpus = [{**CORPUS[n], "same": same.get(n)} for n in range(12)]
