@@ -194,9 +194,12 @@ class _Journal:
     def __init__(self, path: Path) -> None:
         self._path = path
         found = read_json(path, "remove it: the stages run again") if path.exists() else {}
+        stages = found.get("stages", {}) if isinstance(found, dict) else None
+        if not isinstance(stages, dict) or not all(isinstance(entry, dict) for entry in stages.values()):
+            raise UserError(path, "no record of stages", "what prepare writes", "remove it: the stages run again")
         if found and found.get("schema") != SCHEMA:
             raise UserError(path, f"schema {found.get('schema')}", f"schema {SCHEMA}", "choose another output")
-        self._stages: dict[str, Any] = found.get("stages", {})
+        self._stages: dict[str, Any] = stages
 
     @property
     def begun(self) -> Container[str]:
@@ -208,9 +211,9 @@ class _Journal:
         done: set[str] = set()
         for stage in stages:
             entry = self._stages.get(stage.name)
-            if entry is None or not stage.result.is_file() or entry["fingerprint"] != _fingerprint(stage):
+            if entry is None or not stage.result.is_file() or entry.get("fingerprint") != _fingerprint(stage):
                 break
-            if entry["sha256"] != sha256(stage.result):
+            if entry.get("sha256") != sha256(stage.result):
                 break
             if stage.command == "pack" and not _all_there(stage.result.parent):
                 break

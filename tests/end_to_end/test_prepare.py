@@ -224,3 +224,13 @@ def test_a_source_that_is_cut_short_stops_what_comes_after(source: Path, capsys:
         assert not (source / "out" / "shards").exists()
     (source / "en.jsonl.gz").write_bytes(whole)
     assert cli.main(arguments) == 0
+
+
+@pytest.mark.parametrize("content", ["[]", '{"schema": 1, "stages": []}', '{"schema": 1, "stages": {"1-check": 3}}'])
+def test_a_record_of_stages_that_is_none_is_told(
+    content: str, source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (source / "out").mkdir()
+    (source / "out" / "prepare.json").write_text(content)
+    assert cli.main(["prepare", f"source={source}/en.jsonl", f"output={source}/out", "stages=[check]"]) == 2
+    assert capsys.readouterr().err.startswith(f"reranker: error: {source}/out/prepare.json: found no record of stages")
