@@ -84,6 +84,7 @@ def test_clean_groups_have_no_findings(tmp_path: Path) -> None:
         ("leak_exact", [Group("q", ("held  out",), ("nn", "mm"))]),
         ("leak_near", [Group("q", (LONG * 3 + "끝",), ("nn", "mm"))]),
         ("leak_negative", [Group("q", ("pp",), ("held out", "mm"))]),
+        ("leak_negative", [Group("q", ("pp",), (LONG * 3 + "끝", "mm"))]),
     ],
 )
 def test_each_kind_is_found_where_it_is(kind: str, extra: list[Group], tmp_path: Path) -> None:

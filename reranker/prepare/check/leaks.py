@@ -1,9 +1,9 @@
 """What an evaluation holds, and which groups hold it as well.
 
 In: paths of groups, of queries or passages by id (jsonl, tsv), or of directories (BEIR, MS MARCO, Hugging Face
-datasets), of which every split but train is the evaluation. Out: `Evaluation`, which finds
-in a group a query or positive of the evaluation, exactly (but for white space) or nearly, and its passages among the
-group's negatives. Raises UserError for an evaluation of which a line cannot be read: half of it protects from nothing.
+datasets), of which every split but train is the evaluation. Out: `Evaluation`, which finds in a group a query or
+positive of the evaluation, exactly (but for white space) or nearly, and so its passages among the group's negatives.
+Raises UserError for an evaluation of which a line cannot be read: half of it protects from nothing.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Evaluation:
     def leaks(self, groups: Sequence[Group]) -> list[list[Leak]]:
         """The leaks of each group."""
         near_queries = self._near_queries.find([group.query for group in groups])
-        near_passages = iter(self._near_passages.find([text for group in groups for text in group.pos]))
+        near_passages = iter(self._near_passages.find([text for group in groups for text in (*group.pos, *group.neg)]))
         found: list[list[Leak]] = []
         for group, near_query in zip(groups, near_queries, strict=True):
             leaks = []
@@ -63,14 +63,17 @@ class Evaluation:
                 elif near:
                     leaks.append(_near("positive", text, self.passages, near))
             for text in group.neg:
+                near = next(near_passages)
                 if key(same(text)) in self._passage_keys:
                     leaks.append(Leak("leak_negative", f"negative {shorten(text)}"))
+                elif near:
+                    leaks.append(_near("negative", text, self.passages, near, "leak_negative"))
             found.append(leaks)
         return found
 
 
-def _near(role: str, text: str, known: Sequence[str], near: tuple[int, float]) -> Leak:
-    return Leak("leak_near", f"{role} {shorten(text)} is {near[1]:.0%} {shorten(known[near[0]])}")
+def _near(role: str, text: str, known: Sequence[str], near: tuple[int, float], kind: str = "leak_near") -> Leak:
+    return Leak(kind, f"{role} {shorten(text)} is {near[1]:.0%} {shorten(known[near[0]])}")
 
 
 def evaluation_paths(value: Any) -> list[str]:
