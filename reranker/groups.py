@@ -81,7 +81,7 @@ def parse_group(value: Any, where: object) -> Group:
         neg=neg,
         pos_scores=_scores(value.get("pos_scores"), "pos_scores", len(pos), where),
         neg_scores=_scores(value.get("neg_scores"), "neg_scores", len(neg), where),
-        id=None if value.get("id") is None else str(value["id"]),
+        id=parse_id(value.get("id"), where),
         prompt=None if not value.get("prompt") else parse_text(value["prompt"], '"prompt"', where),
     )
 
@@ -176,11 +176,23 @@ def parse_text(value: Any, name: str, where: object) -> str:
         raise UserError(where, f"{name} {kind_of(value)} {shorten(value)}", "a string", "write it as text")
     if not value.strip():
         raise UserError(where, f"an empty {name}", "some text", "fill it in or leave the record out")
+    _refuse_halves(value, name, where)
+    return value
+
+
+def parse_id(value: Any, where: object) -> str | None:
+    """A group's name, as text: numbers are common. Raises UserError."""
+    if value is None:
+        return None
+    _refuse_halves(str(value), '"id"', where)
+    return str(value)
+
+
+def _refuse_halves(value: str, name: str, where: object) -> None:
     # JSON can escape half of a surrogate pair; nothing after us could write or tokenize it.
     if half := next((character for character in value if "\ud800" <= character <= "\udfff"), None):
         raise UserError(where, f"{name} with half a character (\\u{ord(half):04x})", "text that UTF-8 can hold",
                         "mend or leave the record out")  # fmt: skip
-    return value
 
 
 def _scores(value: Any, key: str, count: int, where: object) -> tuple[float, ...] | None:

@@ -335,8 +335,23 @@ MUTATIONS = [
     ),
     Mutation(
         "a line that is no group ends the translation", "prepare/translate/lines.py",
-        "yield Line(record.where, None, record.reason)", "raise ValueError(record.reason)",
+        "yield Line(record.where, None, record)", "raise ValueError(record.reason)",
         "tests/unit/test_translate.py::test_every_unreadable_line_is_named_and_the_others_are_translated",
+    ),
+    Mutation(
+        "shards that prepare did not pack are replaced", "prepare/prepare.py",
+        "if stage.name in journal.begun or not stage.result.parent.exists():", "if True:",
+        "tests/end_to_end/test_prepare.py::test_what_stands_where_a_stage_writes_is_not_replaced",
+    ),
+    Mutation(
+        "what follows an array is dropped in silence", "prepare/readers/lines.py",
+        "if behind := _behind(text[1:], stream.buffer):", "if behind := None:",
+        "tests/unit/test_readers.py::test_what_stands_behind_an_array_is_told_and_so_is_what_a_wrong_element_hides",
+    ),
+    Mutation(
+        "the dev split of an evaluation may leak", "prepare/check/leaks.py",
+        'if name != "train"] or', 'if name == "test"] or',
+        "tests/unit/test_check.py::test_of_a_directory_every_split_but_train_is_guarded",
     ),
     Mutation(
         "a group whose negatives are all rejected is written", "prepare/translate/write.py",
@@ -380,7 +395,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a damaged result counts as done", "prepare/prepare.py",
-        'if entry["sha256"] != sha256(stage.result):', "if False:",
+        'if entry.get("sha256") != sha256(stage.result):', "if False:",
         "tests/end_to_end/test_prepare.py::test_a_stage_that_is_done_is_not_run_again_until_something_before_it_changes",
     ),
     Mutation(

@@ -17,7 +17,7 @@ class CheckConfig:
     groups: str = MISSING
     """Groups to look at, in any form that can be read: a file or directory"""
     evaluation: Any = field(default=None, metadata={"kind": "str, list of str or null"})
-    """What the groups must not hold: groups, queries or passages (jsonl, tsv), BEIR directories; null: nothing"""
+    """What the groups must not hold: groups, queries, passages, directories (their train is left out); null: nothing"""
     output: Optional[str] = None
     """Directory for report.json and report.md, with fix=true the mended groups; null: the table is printed only"""
     fix: bool = False

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import shlex
+import sys
 import time
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
@@ -95,10 +96,17 @@ def prepare_command(config: PrepareConfig, run: Run) -> int:
     for stage in left:
         print(f"\n{stage.name}: {stage.line}", flush=True)
         fingerprint, began = _fingerprint(stage), time.time()
-        journal.begin(stage)
+        # Only what was not there before is ours to replace later: pack may refuse what stands where it writes.
+        if stage.name in journal.begun or not stage.result.parent.exists():
+            journal.begin(stage)
         code = run(stage.command, list(stage.arguments))
         if code != 0 and not (stage.command == "check" and code == FOUND):
             return code
+        if stage.command == "check" and _cut_short(stage):
+            place = stage.result.with_name("unreadable.jsonl")
+            print(f"reranker: {stage.settings.groups}: the file is cut short, {place} says where: make it anew, then "
+                  "run the same command", file=sys.stderr, flush=True)  # fmt: skip
+            return 1
         journal.enter(stage, fingerprint, time.time() - began)
     print(f"\n{stages[-1].result.parent}: done")
     return 0
@@ -144,6 +152,11 @@ def _keep(made: list[Any], settings: Any) -> int:
     return 0
 
 
+def _cut_short(stage: Stage) -> bool:
+    """Whether a check met an end before the end: most of the file may be behind that place, and nothing mends that."""
+    return "cut_short" in read_json(stage.result.with_name("report.json"))["unreadable"]
+
+
 def _check_stages(config: PrepareConfig) -> None:
     if not config.stages:
         raise UserError("stages", "none", "one or more", f"choose among {', '.join(STAGES)}")
@@ -181,9 +194,12 @@ class _Journal:
     def __init__(self, path: Path) -> None:
         self._path = path
         found = read_json(path, "remove it: the stages run again") if path.exists() else {}
+        stages = found.get("stages", {}) if isinstance(found, dict) else None
+        if not isinstance(stages, dict) or not all(isinstance(entry, dict) for entry in stages.values()):
+            raise UserError(path, "no record of stages", "what prepare writes", "remove it: the stages run again")
         if found and found.get("schema") != SCHEMA:
             raise UserError(path, f"schema {found.get('schema')}", f"schema {SCHEMA}", "choose another output")
-        self._stages: dict[str, Any] = found.get("stages", {})
+        self._stages: dict[str, Any] = stages
 
     @property
     def begun(self) -> Container[str]:
@@ -195,9 +211,9 @@ class _Journal:
         done: set[str] = set()
         for stage in stages:
             entry = self._stages.get(stage.name)
-            if entry is None or not stage.result.is_file() or entry["fingerprint"] != _fingerprint(stage):
+            if entry is None or not stage.result.is_file() or entry.get("fingerprint") != _fingerprint(stage):
                 break
-            if entry["sha256"] != sha256(stage.result):
+            if entry.get("sha256") != sha256(stage.result):
                 break
             if stage.command == "pack" and not _all_there(stage.result.parent):
                 break

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -87,6 +88,24 @@ def test_five_kills_lose_what_was_under_way_alone_and_two_processes_share_the_re
         korean = list(read_groups(tmp_path / output / "groups.jsonl"))
         assert korean == [Group(pairs[g.query], translated(g.pos), translated(g.neg), id=g.id) for g in groups]
     assert not (tmp_path / "killed/groups.jsonl").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_asked_to_end_records_what_is_under_way(number: int, tmp_path: Path) -> None:
+    pairs = {f"text {n}": f"글 {n}" for n in range(200)}
+    write_groups(tmp_path / "groups.jsonl", [Group(f"text {n}", ("text 198",), ("text 199",)) for n in range(198)])
+    with translating(pairs) as server:
+        server.seconds = 0.05
+        for goal in (20, 70, 121):
+            process = start(server, tmp_path, "out")
+            while server.requests < goal:
+                assert process.poll() is None
+                time.sleep(0.001)
+            process.send_signal(number)
+            process.communicate(timeout=60)
+            assert process.returncode != 0
+        assert start(server, tmp_path, "out").wait() == 0
+        assert server.served == dict.fromkeys(pairs, 1), "none was sent, and paid, twice"
 
 
 @pytest.mark.parametrize("code", ["ThrottlingException", "TooManyRequestsException", "ServiceUnavailableException"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -120,9 +121,10 @@ def test_what_stands_where_a_stage_writes_is_not_replaced(
     write_groups(source / "others.jsonl", groups[:1])
     assert cli.main(["pack", f"groups={source}/others.jsonl", f"output={source}/out/shards"]) == 0
     before = (source / "out" / "shards" / "manifest.json").read_bytes()
-    assert prepare() == 2
-    assert "with shards of other groups" in capsys.readouterr().err
-    assert (source / "out" / "shards" / "manifest.json").read_bytes() == before
+    for _ in range(2):  # however often it is tried
+        assert prepare() == 2
+        assert "with shards of other groups" in capsys.readouterr().err
+        assert (source / "out" / "shards" / "manifest.json").read_bytes() == before
 
 
 def test_what_is_gone_or_changed_at_equal_size_is_made_again(
@@ -208,3 +210,27 @@ def test_a_dry_run_tells_the_cost_and_writes_nothing(
     assert prepare("dry_run=true") == 0
     assert "8 distinct texts" in capsys.readouterr().out
     assert not (source / "out").exists()
+
+
+def test_a_source_that_is_cut_short_stops_what_comes_after(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = gzip.compress((source / "en.jsonl").read_bytes())
+    arguments = ["prepare", f"source={source}/en.jsonl.gz", f"output={source}/out", "stages=[check,pack]"]
+    (source / "en.jsonl.gz").write_bytes(whole + whole[:40])
+    for _ in range(2):
+        assert cli.main(arguments) == 1
+        told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("reranker: ")]
+        assert len(told) == 1
+        assert told[0].startswith(f"reranker: {source}/en.jsonl.gz: the file is cut short")
+        assert not (source / "out" / "shards").exists()
+    (source / "en.jsonl.gz").write_bytes(whole)
+    assert cli.main(arguments) == 0
+
+
+@pytest.mark.parametrize("content", ["[]", '{"schema": 1, "stages": []}', '{"schema": 1, "stages": {"1-check": 3}}'])
+def test_a_record_of_stages_that_is_none_is_told(
+    content: str, source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (source / "out").mkdir()
+    (source / "out" / "prepare.json").write_text(content)
+    assert cli.main(["prepare", f"source={source}/en.jsonl", f"output={source}/out", "stages=[check]"]) == 2
+    assert capsys.readouterr().err.startswith(f"reranker: error: {source}/out/prepare.json: found no record of stages")

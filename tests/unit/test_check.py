@@ -11,10 +11,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow
 import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from reranker.config.checking import CheckConfig
@@ -82,6 +84,7 @@ def test_clean_groups_have_no_findings(tmp_path: Path) -> None:
         ("leak_exact", [Group("q", ("held  out",), ("nn", "mm"))]),
         ("leak_near", [Group("q", (LONG * 3 + "끝",), ("nn", "mm"))]),
         ("leak_negative", [Group("q", ("pp",), ("held out", "mm"))]),
+        ("leak_negative", [Group("q", ("pp",), (LONG * 3 + "끝", "mm"))]),
     ],
 )
 def test_each_kind_is_found_where_it_is(kind: str, extra: list[Group], tmp_path: Path) -> None:
@@ -202,12 +205,17 @@ def test_case_and_width_do_not_hide_a_near_text() -> None:
 
 
 @pytest.mark.parametrize("text", ["err", "ERROR", " NaN ", "#NAME?", "502 Bad Gateway", "HTTP 429 Too Many Requests",
-                                  "MYMEMORY WARNING: YOU USED ALL", "As an AI language model, I cannot"])  # fmt: skip
+                                  "MYMEMORY WARNING: YOU USED ALL", "As an AI language model, I cannot",
+                                  "Translation error: timeout", "translation failed", "Translation failed (code 5)",
+                                  "Rate limit reached for model x in organization y", "Quota exceeded.",
+                                  "You exceeded your current quota, please check your plan"])  # fmt: skip
 def test_messages_of_tools_are_error_texts(text: str) -> None:
     assert is_error(text, ())
 
 
-@pytest.mark.parametrize("text", ["error handling in Go", "404 pages", "오류", "none of the above", "null hypothesis"])
+@pytest.mark.parametrize("text", ["error handling in Go", "404 pages", "오류", "none of the above", "null hypothesis",
+                                  "Translation errors in medical documents cost lives.", "translation error analysis",
+                                  "Rate limit exceeded means that a client asked too often."])  # fmt: skip
 def test_texts_about_errors_are_none(text: str) -> None:
     assert not is_error(text, ())
     assert is_error(text, (".*",))
@@ -227,6 +235,43 @@ def test_evaluations_are_read_in_the_forms_they_come_in(tmp_path: Path) -> None:
     leaks = [Group("held query", ("pp",), ("nn", "mm")), Group("q2", ("held passage",), ("n2", "m2")),
              Group("held too", ("p3",), ("n3", "m3"))]  # fmt: skip
     assert counts(check(tmp_path, leaks, evaluation=paths)[1]) == {"leak_exact": 3}
+
+
+def test_the_answers_and_titles_of_an_evaluation_are_guarded_as_well(tmp_path: Path) -> None:
+    (tmp_path / "answers.jsonl").write_text('{"query": "held q", "answer": "held answer"}\n', encoding="utf-8")
+    (tmp_path / "corpus.jsonl").write_text('{"_id": "1", "title": "Held", "text": "text"}\n', encoding="utf-8")
+    leaks = [Group("q1", ("held answer",), ("n1", "m1")), Group("q2", ("Held text",), ("n2", "m2")),
+             Group("q3", ("text",), ("n3", "m3"))]  # fmt: skip
+    paths = [str(tmp_path / name) for name in ("answers.jsonl", "corpus.jsonl")]
+    assert counts(check(tmp_path, leaks, evaluation=paths)[1])["leak_exact"] == 3
+
+
+def test_of_a_directory_every_split_but_train_is_guarded(tmp_path: Path) -> None:
+    beir, marco, data = (tmp_path / name for name in ("beir", "marco", "data"))
+    for directory in (beir / "qrels", marco, data):
+        directory.mkdir(parents=True)
+    splits = ("train", "dev", "test")
+    for file, key in (("corpus", "passage"), ("queries", "query")):
+        lines = [json.dumps({"_id": split, "text": f"{key} of {split}"}) + "\n" for split in splits]
+        (beir / f"{file}.jsonl").write_text("".join(lines))
+    (marco / "collection.tsv").write_text("".join(f"{split}\tpassage of {split}\n" for split in splits))
+    for split in splits:
+        (beir / "qrels" / f"{split}.tsv").write_text(f"query-id\tcorpus-id\tscore\n{split}\t{split}\t1\n")
+        (marco / f"qrels.{split}.tsv").write_text(f"{split}\t0\t{split}\t1\n")
+        (marco / f"queries.{split}.tsv").write_text(f"{split}\tquery of {split}\n")
+        row = {"anchor": f"query of {split}", "positive": f"passage of {split}", "negative": "n"}
+        parquet.write_table(pyarrow.Table.from_pylist([row]), data / f"{split}-00000-of-00001.parquet")
+    (marco / "triples.train.small.tsv").write_text("query of train\tpassage of train\tn\n")
+    groups = [Group(f"query of {split}", (f"other {split}",), ("nn", "mm")) for split in splits]
+    for directory in (beir, marco, data):
+        _, report = check(tmp_path, groups, evaluation=str(directory), near=1.0)
+        assert places(report, "leak_exact") == ["groups.jsonl:2", "groups.jsonl:3"], directory
+
+
+def test_an_evaluation_that_is_not_utf_8_is_refused_and_guards_nothing_less(tmp_path: Path) -> None:
+    (tmp_path / "queries.tsv").write_bytes("1\t지킬 질문\n".encode("cp949"))
+    with pytest.raises(UserError, match=r"queries.tsv:1: found bytes that are not UTF-8"):
+        check(tmp_path, CLEAN, evaluation=str(tmp_path / "queries.tsv"))
 
 
 @pytest.mark.parametrize(

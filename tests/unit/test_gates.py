@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -148,6 +149,22 @@ def test_another_number_is_never_taken_for_the_one_of_the_source(number: int, ot
 def test_any_text_is_judged_alike_every_time(source: str, translation: str) -> None:
     gates = _gates()
     assert gates.check(source, translation) == gates.check(source, translation)
+
+
+@pytest.mark.parametrize("piece", ["x", "-", "7", "123,", "a.", "`", "/+"])
+def test_a_long_text_without_a_space_costs_no_more_than_its_length(piece: str) -> None:
+    text = piece * (30_000 // len(piece))
+    began = time.process_time()
+    for translation in (f"{text} 백만", GOOD * 400):
+        _gates().check(f"{text} million", translation)
+    # Half a second; where a pattern takes the square of the length it is 10 s to minutes.
+    assert time.process_time() - began < 5
+
+
+def test_what_is_lost_is_told_in_a_short_line() -> None:
+    reason = _gates(length=None, repetition=None).check(f"It is {'7' * 5000} long", "그것은 길다")
+    assert reason is not None
+    assert len(reason) < 200
 
 
 def test_settings_and_languages_are_in_the_digest() -> None:

@@ -109,6 +109,9 @@ MISTAKES = {
     '{"query": "\\ud800", "pos": ["p"], "neg": ["n"]}': (
         '"query" with half a character (\\ud800), expected text that UTF-8 can hold; mend or leave the record out'
     ),
+    '{"query": "q", "pos": ["p"], "neg": ["n"], "id": "\\ud800"}': (
+        '"id" with half a character (\\ud800), expected text that UTF-8 can hold; mend or leave the record out'
+    ),
 }
 
 

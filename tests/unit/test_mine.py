@@ -177,6 +177,30 @@ def test_what_any_group_of_a_query_calls_right_is_a_negative_in_none(tmp_path: P
     assert passages[1][0] in mine(tmp_path, cases, CORPUS[:12], negatives=20)[0].neg
 
 
+def test_a_negative_that_came_and_is_right_elsewhere_goes_with_its_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    groups = [{"query": "사과", "pos": [CORPUS[1]["text"]], "id": "a"},
+              {"query": "사과", "pos": [CORPUS[4]["text"]], "neg": [CORPUS[1]["text"], CORPUS[9]["text"]], "id": "b"}]  # fmt: skip
+    assert CORPUS[1]["text"] not in mine(tmp_path, groups)[1].neg
+    (line,) = (tmp_path / "out" / "removed.jsonl").read_text("utf-8").splitlines()
+    assert json.loads(line) == {
+        "query": "사과", "id": "b", "negative": CORPUS[1]["text"], "reason": "right for the same query",
+    }  # fmt: skip
+    assert "1 negatives that groups came with are right for the same query" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))["removed"] == 1
+
+
+def test_a_block_of_the_cache_that_is_damaged_is_told_with_its_name(tmp_path: Path) -> None:
+    mine(tmp_path)
+    (block,) = (tmp_path / "out" / "cache").glob("bm25-search-*/block-000000.npz")
+    whole = block.read_bytes()
+    for content in (b"", whole[: len(whole) // 2]):
+        block.write_bytes(content)
+        with pytest.raises(UserError, match=f"^{block}: found a block that cannot be read"):
+            mine(tmp_path)
+
+
 def test_what_says_the_same_through_others_is_no_negative(tmp_path: Path) -> None:
     same = {0: [1, 2], 2: [3], 5: [6]}
     corpus = [{**CORPUS[n], "same": same.get(n)} for n in range(12)]
@@ -279,6 +303,13 @@ def test_a_group_with_too_few_negatives_is_rejected_with_the_reason(tmp_path: Pa
     assert (report["groups"], report["rejected"], report["negatives"]) == (3, 1, 12)
 
 
+def test_a_run_without_a_group_is_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mine_command(config(tmp_path, [{"query": "없는낱말", "pos": ["본문"]}])) == 1
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("reranker: ")]
+    assert told.startswith(f"reranker: {tmp_path / 'out'}: none of 1 groups came out: rejected.jsonl says why")
+    assert (tmp_path / "out" / "groups.jsonl").read_bytes() == b""
+
+
 def test_a_changed_filter_searches_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine(tmp_path)
 
@@ -375,6 +406,23 @@ def test_wrong_settings_are_told_before_work_begins(tmp_path: Path, settings: di
 def test_a_wrong_line_is_named(tmp_path: Path, groups: list, corpus: list, message: str) -> None:
     with pytest.raises(UserError, match=message):
         mine(tmp_path, groups, corpus)
+
+
+def test_half_a_character_in_an_id_is_named(tmp_path: Path) -> None:
+    made = config(tmp_path)
+    with open(made.groups, "a", encoding="utf-8") as stream:
+        stream.write('{"query": "q", "pos": ["p"], "id": "\\ud800"}\n')
+    with pytest.raises(UserError, match=r'groups.jsonl:4: found "id" with half a character'):
+        mine_command(made)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_id(tmp_path: Path) -> None:
+    made = config(tmp_path, [{"query": "사과", "pos": ["본문"], "also": [0]}])
+    made.corpus = str(tmp_path / "collection.tsv")
+    Path(made.corpus).write_text("0\t사과 나무\n1\t사과 배\n", encoding="utf-8-sig")
+    assert mine_command(made) == 0
+    (group,) = read_groups(Path(made.output) / "groups.jsonl")
+    assert group.neg == ("사과 배",)
 
 
 def encoder(directory: Path) -> str:

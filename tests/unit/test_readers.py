@@ -15,7 +15,7 @@ from pyarrow import parquet
 from reranker.config.reading import ReaderConfig
 from reranker.errors import UserError
 from reranker.groups import Group
-from reranker.prepare.readers import Unreadable, read, read_strict
+from reranker.prepare.readers import Unreadable, read, read_chunks, read_strict
 
 GROUP = Group("질문", ("정답",), ("오답 하나", "오답 둘"))
 LINE = GROUP.to_json().encode() + b"\n"
@@ -56,6 +56,32 @@ def test_a_torn_array_keeps_what_came_before(tmp_path: Path) -> None:
     path.write_text(json.dumps([["q", "p", "n"]] * 5)[:-10], encoding="utf-8")
     assert sum(isinstance(record, Group) for record in read(path)) == 4
     assert unreadable(path) == [("a.json#5", "cut_short")]
+
+
+def test_what_stands_behind_an_array_is_told_and_so_is_what_a_wrong_element_hides(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    for content, count, where in (
+        ('[["q", "p", "n"]]\n[["q2", "p2", "n2"]]\n', 1, "a.jsonl#2"),
+        ('[["q", "p", "n"]]' + " \n" * 100_000 + '["q2", "p2", "n2"]', 1, "a.jsonl#2"),
+        ('[["q", "p", "n"], {"query": none}' + ', ["q", "p", "n"]' * 1000 + "]", 1, "a.jsonl#2"),
+        ('[["q", "p", "n"], ["' + "x" * 500_000 + '", "p", "n"], ["q", "p", "n"]]', 1, "a.jsonl#2"),
+    ):
+        path.write_text(content, encoding="utf-8")
+        groups = [
+            record for record in read(path, config=ReaderConfig(longest_line=200_000)) if isinstance(record, Group)
+        ]
+        assert len(groups) == count
+        assert unreadable(path, longest_line=200_000) == [(where, "cut_short")]
+    path.write_text('[["q", "p", "n"]]' + " \n" * 100_000, encoding="utf-8")
+    assert list(read(path)) == [Group("q", ("p",), ("n",))]
+
+
+def test_records_are_held_in_chunks_of_bounded_size_in_any_form(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([["q", "p", "n" * 500_000]] * 30), encoding="utf-8")
+    sizes = [len(chunk.items) for chunk in read_chunks(path, ReaderConfig())]
+    assert sum(sizes) == 30
+    assert max(sizes) <= 9
 
 
 def test_every_hostile_line_is_named_and_the_rest_is_read(tmp_path: Path) -> None:
@@ -153,6 +179,19 @@ def test_a_torn_parquet_file_is_named(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.Table.from_pylist(COLUMNS[:1]), tmp_path / "a.parquet")
     (tmp_path / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-20])
     assert unreadable(tmp_path / "a.parquet") == [("a.parquet#1", "cut_short")]
+
+
+def test_a_text_of_another_encoding_costs_its_row_alone(tmp_path: Path) -> None:
+    texts = [b"q0", "질문".encode("cp949"), b"q2"]
+    offsets = b"".join(len(b"".join(texts[:count])).to_bytes(4, "little") for count in range(4))
+    anchors = pyarrow.Array.from_buffers(
+        pyarrow.string(), 3, [None, pyarrow.py_buffer(offsets), pyarrow.py_buffer(b"".join(texts))]
+    )
+    table = pyarrow.table({"anchor": anchors, "positive": ["p"] * 3, "negative": ["n"] * 3})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    found = [record.query for record in read(tmp_path / "a.parquet") if isinstance(record, Group)]
+    assert found == ["q0", "q2"]
+    assert unreadable(tmp_path / "a.parquet") == [("a.parquet#2", "encoding")]
 
 
 def test_what_datasets_saves_is_read(tmp_path: Path) -> None:
@@ -298,3 +337,24 @@ def test_unreadable_lines_of_a_corpus_are_named_by_place_and_a_wrong_file_ends_t
 def test_a_file_that_is_not_what_its_name_says_is_cut_short(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(LINE)[:10] + b"\xff" * 50)
     assert unreadable(tmp_path / "a.jsonl.gz") == [("a.jsonl.gz:1", "cut_short")]
+
+
+def test_a_byte_order_mark_costs_no_text_and_no_judgement(tmp_path: Path) -> None:
+    for name, content in (
+        ("collection.tsv", "1\tone\n"), ("queries.tsv", "10\tten\n"), ("qrels.txt", "10 0 1 1\n"),
+        ("run.txt", "10 Q0 2 1 1 t\n"), ("more.jsonl", '{"_id": "1", "text": "one"}\n{"_id": "2", "text": "two"}\n'),
+    ):  # fmt: skip
+        (tmp_path / name).write_text(content, encoding="utf-8-sig")
+    qrels, run, more = (str(tmp_path / name) for name in ("qrels.txt", "run.txt", "more.jsonl"))
+    assert list(read(qrels, config=ReaderConfig(qrels=qrels))) == [Group("ten", ("one",), (), id="10")]
+    settings = ReaderConfig(qrels=qrels, run=run, corpus=more)
+    assert list(read(qrels, config=settings)) == [Group("ten", ("one",), ("two",), id="10")]
+
+
+def test_half_a_character_in_the_id_of_a_text_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "corpus.jsonl", '{"_id": "\\ud800", "text": "x"}', '{"_id": "b", "text": "y"}')
+    write(tmp_path / "queries.jsonl", '{"_id": "q", "text": "two"}')
+    write(tmp_path / "qrels" / "test.tsv", "query-id\tcorpus-id\tscore", "q\tb\t1")
+    records = list(read(tmp_path))
+    assert [record for record in records if isinstance(record, Group)] == [Group("two", ("y",), (), id="q")]
+    assert unreadable(tmp_path) == [("corpus.jsonl:1", "schema")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import gzip
 import io
@@ -210,6 +211,19 @@ def test_tmx_is_read_by_language_and_its_regions(tmp_path: Path) -> None:
     assert list(read_groups(tmp_path / "out/groups.jsonl")) == KOREAN
 
 
+def test_a_translation_memory_that_is_torn_within_is_told_with_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "memory.tmx.gz"
+    path.write_bytes(gzip.compress(b"<tmx/>")[:10] + b"\x07" + b"\0" * 100)  # a block of a kind that there is none of
+    with pytest.raises(UserError, match=f"^{path}: found a file that cannot be read to its end"):
+        run(tmp_path, {"class": "reranker.prepare.translate.memory:Memory", "files": [str(path)]})
+
+
+@pytest.mark.parametrize("wrong", [{"batch_texts": 1.5}, {"batch_texts": True}, {"files": 3}, {"files": [3]}])
+def test_settings_of_a_memory_that_cannot_be_are_told(wrong: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"^backend\.{next(iter(wrong))}: found "):
+        run(tmp_path, memory(tmp_path) | wrong)
+
+
 def test_parts_translate_disjoint_texts_and_their_ledgers_make_the_groups(tmp_path: Path) -> None:
     with translating(PAIRS) as server:
         for part in range(3):
@@ -247,6 +261,10 @@ def test_every_unreadable_line_is_named_and_the_others_are_translated(tmp_path: 
     named = [line["where"].rpartition(":")[2] for line in lines(tmp_path / "out/unreadable.jsonl")]
     assert named[:7] == ["4", "5", "6", "7", "8", "9", "10"]
     assert len(named) == 10
+    # Nothing of them is lost: what is no text is there in base64, what cannot be decompressed by its place.
+    kept = [line.get("line", "").encode() or base64.b64decode(line.get("line_base64", ""))
+            for line in lines(tmp_path / "out/unreadable.jsonl")]  # fmt: skip
+    assert kept[:7] == bad
     assert summary["groups"]["out"] == 21
     assert len(list(read_groups(tmp_path / "out/groups.jsonl"))[3].neg) == 100_000
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from reranker.errors import UserError
 from reranker.prepare.translate.backend import Outcome
@@ -96,6 +97,15 @@ def test_what_changes_the_output_changes_the_identity(models: dict[str, str]) ->
     assert len({identity, *(_backend(models["marian"], **other).identity for other in others)}) == 5
 
 
+def test_other_weights_under_the_same_name_are_another_backend(models: dict[str, str], tmp_path: Path) -> None:
+    directory = shutil.copytree(models["marian"], tmp_path / "model")
+    identity = _backend(str(directory)).identity
+    assert _backend(str(directory)).identity == identity
+    weights = load_file(directory / "model.safetensors")
+    save_file({name: value + 1 for name, value in weights.items()}, directory / "model.safetensors", {"format": "pt"})
+    assert _backend(str(directory)).identity != identity
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -103,6 +113,7 @@ def test_what_changes_the_output_changes_the_identity(models: dict[str, str]) ->
         ({"dtype": "int8"}, "backend.dtype: found 'int8', expected one of float32, float16, bfloat16"),
         ({"device": "tpu"}, "backend.device: found 'tpu', expected auto, cpu or cuda"),
         ({"batch_tokens": 0}, "backend.batch_tokens: found 0"),
+        ({"batch_texts": 1.5}, "backend.batch_texts: found 1.5"),
         ({"template": "no place"}, "backend.template: found 'no place'"),
         ({"template": "{text} {other}"}, "backend.template: found '{text} {other}'"),
         ({"model": "/no/such/model"}, "backend.model: found /no/such/model, which cannot be loaded"),

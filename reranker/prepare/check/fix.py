@@ -7,7 +7,6 @@ Records in = groups written + groups removed + unreadable, which is asserted. Of
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import dataclasses
 import json
@@ -45,7 +44,7 @@ def write_fixed(
                 where = chunk.where(number)
                 if isinstance(record, Unreadable):
                     unreadable += 1
-                    others.write(_line(_told(record)))
+                    others.write(record.to_json())
                     continue
                 if place >= found.groups:
                     raise _changed(chunk)
@@ -122,18 +121,8 @@ def mend(
     return mended, lost
 
 
-def _told(record: Unreadable) -> dict[str, Any]:
-    told: dict[str, Any] = {"where": record.where, "kind": record.kind, "reason": record.reason}
-    if record.line is not None:
-        try:
-            told["line"] = record.line.decode("utf-8")
-        except UnicodeDecodeError:
-            told["line_base64"] = base64.b64encode(record.line).decode("ascii")
-    return told | {name: value for name in ("offset", "size") if (value := getattr(record, name)) is not None}
-
-
 def _line(value: dict[str, Any]) -> bytes:
-    # What could not be read may hold half a character: it goes as an escape, as JSON has it.
+    # The name of a file may be none that UTF-8 can hold.
     return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
 

@@ -1,8 +1,9 @@
 """What an evaluation holds, and which groups hold it as well.
 
-In: paths of groups, of queries or passages by id (jsonl, tsv), or of BEIR directories. Out: `Evaluation`, which finds
-in a group a query or positive of the evaluation, exactly (but for white space) or nearly, and its passages among the
-group's negatives. Raises UserError for an evaluation of which a line cannot be read: half of it protects from nothing.
+In: paths of groups, of queries or passages by id (jsonl, tsv), or of directories (BEIR, MS MARCO, Hugging Face
+datasets), of which every split but train is the evaluation. Out: `Evaluation`, which finds in a group a query or
+positive of the evaluation, exactly (but for white space) or nearly, and so its passages among the group's negatives.
+Raises UserError for an evaluation of which a line cannot be read: half of it protects from nothing.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from reranker.errors import UserError, shorten
 from reranker.groups import Group, parse_text, read_lines
 from reranker.prepare.check.near import Near
 from reranker.prepare.check.texts import key, same
-from reranker.prepare.readers import read_strict
+from reranker.prepare.readers import Unreadable, read_strict
+from reranker.prepare.readers.arrow import split_names
 from reranker.prepare.readers.lines import bounded_lines
 
+_COLUMNS = {"positive", "answer"}
 _EXPECTED = "groups, queries (query or text with _id) or passages (id, text)"
 
 
@@ -45,7 +48,7 @@ class Evaluation:
     def leaks(self, groups: Sequence[Group]) -> list[list[Leak]]:
         """The leaks of each group."""
         near_queries = self._near_queries.find([group.query for group in groups])
-        near_passages = iter(self._near_passages.find([text for group in groups for text in group.pos]))
+        near_passages = iter(self._near_passages.find([text for group in groups for text in (*group.pos, *group.neg)]))
         found: list[list[Leak]] = []
         for group, near_query in zip(groups, near_queries, strict=True):
             leaks = []
@@ -60,14 +63,17 @@ class Evaluation:
                 elif near:
                     leaks.append(_near("positive", text, self.passages, near))
             for text in group.neg:
+                near = next(near_passages)
                 if key(same(text)) in self._passage_keys:
                     leaks.append(Leak("leak_negative", f"negative {shorten(text)}"))
+                elif near:
+                    leaks.append(_near("negative", text, self.passages, near, "leak_negative"))
             found.append(leaks)
         return found
 
 
-def _near(role: str, text: str, known: Sequence[str], near: tuple[int, float]) -> Leak:
-    return Leak("leak_near", f"{role} {shorten(text)} is {near[1]:.0%} {shorten(known[near[0]])}")
+def _near(role: str, text: str, known: Sequence[str], near: tuple[int, float], kind: str = "leak_near") -> Leak:
+    return Leak(kind, f"{role} {shorten(text)} is {near[1]:.0%} {shorten(known[near[0]])}")
 
 
 def evaluation_paths(value: Any) -> list[str]:
@@ -96,8 +102,7 @@ def load_evaluation(paths: Sequence[str], threshold: float, config: ReaderConfig
 def _texts(path: Path, config: ReaderConfig) -> Iterator[tuple[str, str]]:
     if path.is_file() and ".tsv" in path.suffixes:
         for number, line in bounded_lines(path):
-            text = line.decode("utf-8", "replace").rstrip().partition("\t")[2] if isinstance(line, bytes) else ""
-            text = parse_text(text, "a text behind a tab", f"{path}:{number}")
+            text = parse_text(_second(line, f"{path}:{number}"), "text behind a tab", f"{path}:{number}")
             # Only a name tells queries from passages here: without one the texts are guarded as both.
             yield "query", text
             if not path.name.startswith("queries"):
@@ -105,13 +110,27 @@ def _texts(path: Path, config: ReaderConfig) -> Iterator[tuple[str, str]]:
         return
     if path.is_file() and ".jsonl" in path.suffixes:
         first = next(read_lines(path), (None, None))[1]
-        if isinstance(first, dict) and not isinstance(first.get("pos"), list) and "positive" not in first:
+        if isinstance(first, dict) and not isinstance(first.get("pos"), list) and not _COLUMNS & set(first):
             yield from _by_id(path)
             return
-    settings = ReaderConfig(longest_line=config.longest_line, split=None if path.is_file() else _split(path))
-    for group in read_strict(path, config=settings, negatives=False):
-        yield "query", group.query
-        yield from (("passage", text) for text in group.pos)
+    for split, qrels in _splits(path):
+        settings = ReaderConfig(longest_line=config.longest_line, split=split, qrels=qrels)
+        for group in read_strict(path, config=settings, negatives=False):
+            yield "query", group.query
+            yield from (("passage", text) for text in group.pos)
+
+
+def _second(line: bytes | Unreadable, where: str) -> str:
+    """The text behind the tab. Raises UserError for a line that is none: a text that is read wrong guards nothing."""
+    reason, expected = "", "id<tab>text in UTF-8"
+    if isinstance(line, Unreadable):
+        reason = line.reason.removeprefix("found ").partition(", expected ")[0]
+    else:
+        try:
+            return line.decode("utf-8").rstrip().partition("\t")[2]
+        except UnicodeDecodeError as error:
+            reason = f"bytes that are not UTF-8 ({error.reason})"
+    raise UserError(where, reason, expected, "mend or convert the file")
 
 
 def _by_id(path: Path) -> Iterator[tuple[str, str]]:
@@ -120,9 +139,21 @@ def _by_id(path: Path) -> Iterator[tuple[str, str]]:
             raise UserError(where, shorten(json.dumps(value, ensure_ascii=False)), _EXPECTED, "mend the line")
         of_queries = "query" in value or path.name.startswith("queries")
         text = value["query"] if "query" in value else value["text"]
-        yield "query" if of_queries else "passage", parse_text(text, '"query" or "text"', where)
+        role = "query" if of_queries else "passage"
+        yield role, parse_text(text, '"query" or "text"', where)
+        title = value.get("title")
+        if role == "passage" and isinstance(title, str) and title.strip():
+            # As the readers and BEIR's own retrieval put the two together.
+            yield role, parse_text(f"{title} {text}", '"title"', where)
 
 
-def _split(directory: Path) -> str | None:
-    """The evaluation split of a directory with qrels."""
-    return next((name for name in ("test", "dev") if (directory / "qrels" / f"{name}.tsv").is_file()), None)
+def _splits(path: Path) -> list[tuple[str | None, str | None]]:
+    """(split, file of its judgements or None) of what is the evaluation: all but train, or the only one."""
+    if path.is_file():
+        return [(None, None)]
+    found: list[tuple[str | None, str | None]] = [
+        *((file.stem, str(file)) for file in sorted((path / "qrels").glob("*.tsv"))),
+        *((file.name.split(".")[1], str(file)) for file in sorted(path.glob("qrels.*.tsv"))),
+    ]  # fmt: skip
+    found = found or [(name, None) for name in split_names(path)]
+    return [(name, qrels) for name, qrels in found if name != "train"] or [(None, None)]

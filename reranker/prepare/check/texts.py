@@ -21,10 +21,13 @@ _HTTP = (
     "(bad request|unauthorized|forbidden|not found|too many requests|internal server error|bad gateway|"
     "service (temporarily )?unavailable|gateway time-?out)[.!]?"
 )
+# What goes on as a sentence ("Translation errors in ...", "Rate limit exceeded means ...") is a text about errors.
+_BREAK = r"(\s*[:;,.!(\[-].*)?"
 _SERVICES = (
     r"mymemory warning:.*|.*query length limit exce+ded.*max allowed query.*|"
-    r"(error:?\s*)?rate limit (exceeded|reached).*|(error:?\s*)?(you exceeded your current )?quota exceeded.*|"
-    r"request (timed out|failed)[.!]?|translation (error|failed).*|"
+    rf"(error:?\s*)?(rate limit (exceeded|reached)|quota exceeded)(\s+for\s.*|{_BREAK})|"
+    rf"(error:?\s*)?you exceeded your current quota{_BREAK}|"
+    rf"request (timed out|failed)[.!]?|translation (error|failed){_BREAK}|"
     r"i('m| am) sorry,? but i can('t|not) (assist|help|translate|fulfill).*|as an ai (language )?model,? i .*"
 )
 _PAGE = r"(<!doctype html|<html)\b.*<title>[^<]*\b(error|[45]\d\d)\b.*"

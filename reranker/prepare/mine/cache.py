@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
+from reranker.errors import UserError
 from reranker.files import atomic_open, make_directory, sha256
 
-SCHEMA = 2
+SCHEMA = 3
 """Raise it when a stage computes something else from the same inputs."""
 QUERIES = 256
 """Queries of a block."""
@@ -57,5 +59,9 @@ class Blocks:
     def get(self, number: int) -> dict[str, Any]:
         import numpy as np
 
-        with np.load(self.path(number), allow_pickle=False) as arrays:
-            return dict(arrays)
+        try:
+            with np.load(self.path(number), allow_pickle=False) as arrays:
+                return dict(arrays)
+        except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+            raise UserError(self.path(number), f"a block that cannot be read ({error})", "one that is whole",
+                            "remove it: its queries are searched again") from None  # fmt: skip

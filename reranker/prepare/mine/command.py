@@ -1,8 +1,8 @@
 """`reranker mine`: groups and a corpus -> groups with hard negatives, a report, and a cache to go on from.
 
-In: a `MineConfig`. Out: groups.jsonl, rejected.jsonl, report.json and report.md in the output directory, each whole
-or absent; they take their names after every group is done. What a killed run had found lies in cache/ and is not
-searched again. With BM25 the same inputs and settings give the same bytes for any number of processes.
+In: a `MineConfig`. Out: groups.jsonl, rejected.jsonl, removed.jsonl, report.json and report.md in the output directory,
+each whole or absent; they take their names after every group is done. What a killed run had found lies in cache/ and
+is not searched again. With BM25 the same inputs and settings give the same bytes for any number of processes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from reranker.progress import progress_bar
 
 
 def mine_command(config: MineConfig) -> int:
-    """`reranker mine`. Raises UserError."""
+    """`reranker mine`. Returns 1 where no group came out, else 0. Raises UserError."""
     check_settings(config)
     _check_files(config)
     output = Path(config.output)
@@ -46,14 +46,20 @@ def mine_command(config: MineConfig) -> int:
     finish = Finish(
         plan, rescoring, config.rescore.margin, config.rescore.threshold, config.least, config.teacher.value
     )
-    found, samples = _write(finish, output, config.workers)
-    summary = report.summarize(found, samples, _plain(dataclasses.asdict(config)))
+    found, samples, removed = _write(finish, output, config.workers)
+    summary = report.summarize(found, removed, samples, _plain(dataclasses.asdict(config)))
     write_json(output / "report.json", summary)
     write_text(output / "report.md", report.markdown(summary))
     print(f"{output}: {summary['groups']:,} groups with {summary['negatives']:,} negatives, "
           f"{summary['rejected']:,} groups rejected; report.md tells of them")  # fmt: skip
     if found.scores_dropped:
         print(report.scores_dropped(found.scores_dropped), file=sys.stderr)
+    if removed:
+        print(report.removed(removed), file=sys.stderr)
+    if not summary["groups"]:
+        print(f"reranker: {output}: none of {summary['rejected']} groups came out: rejected.jsonl says why; loosen the "
+              "filters or widen the window", file=sys.stderr)  # fmt: skip
+        return 1
     return 0
 
 
@@ -207,13 +213,14 @@ def _rescoring(config: MineConfig, cache: Path, inputs: str) -> Rescoring | None
     return Rescoring(settings.model, directory, settings.max_length, settings.batch_tokens, devices)
 
 
-def _write(finish: Finish, output: Path, workers: int) -> tuple[Found, list[str]]:
-    """Write groups.jsonl and rejected.jsonl; the counts of all blocks and the first groups."""
-    total = Found()
+def _write(finish: Finish, output: Path, workers: int) -> tuple[Found, list[str], int]:
+    """Write the groups and what is left out; the counts of all blocks, the first groups, and how many were removed."""
+    total, gone = Found(), 0
     samples: list[str] = []
     blocks = range(open_store(finish.plan.store).blocks)
     with (
         atomic_open(output / "rejected.jsonl") as rejected,
+        atomic_open(output / "removed.jsonl") as removed,
         atomic_open(output / "groups.jsonl") as groups,
         progress_bar(desc="filters", unit=" blocks", total=len(blocks)) as bar,
         in_order(functools.partial(finish_block, finish), blocks, workers) as results,
@@ -221,12 +228,14 @@ def _write(finish: Finish, output: Path, workers: int) -> tuple[Found, list[str]
         for found in results:
             groups.write("".join(f"{line}\n" for line in found.groups).encode("utf-8"))
             rejected.write("".join(f"{line}\n" for line in found.rejected).encode("utf-8"))
+            removed.write("".join(f"{line}\n" for line in found.removed).encode("utf-8"))
+            gone += len(found.removed)
             samples += found.groups[: report.SAMPLES - len(samples)]
             total.scores_dropped += found.scores_dropped
             for name in ("dropped", "origins", "ranks", "positive_ranks", "sizes"):
                 getattr(total, name).update(getattr(found, name))
             bar.update()
-    return total, samples
+    return total, samples, gone
 
 
 def _plain(value: Any) -> Any:

@@ -1,7 +1,8 @@
 """Pools and a reranker's scores -> the groups with their negatives and teacher scores, and what to tell of them.
 
-In: a block's pools. Out: a line of groups.jsonl or rejected.jsonl for each request, in order, and counts that add up
-over blocks. Negatives stand so: those that were there, those of the window by rank, those drawn.
+In: a block's pools. Out: a line of groups.jsonl or rejected.jsonl for each request, in order, one of removed.jsonl for
+each negative that came with a group and is right for its query, and counts that add up over blocks. Negatives stand so:
+those that were there, those of the window by rank, those drawn.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Found:
 
     groups: list[str] = field(default_factory=list)
     rejected: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
     origins: Counter[str] = field(default_factory=Counter)
     ranks: Counter[int] = field(default_factory=Counter)
@@ -61,6 +63,8 @@ def finish_block(finish: Finish, number: int) -> Found:
     for index, pool in enumerate(of_block):
         chosen, dropped = _choose(finish, index, pool, rescored)
         existing = pool.request.neg if finish.plan.keep_existing else ()
+        gone = pool.request.removed if finish.plan.keep_existing else ()
+        found.removed += [_removal(pool.request.query, pool.request.id, store.text(place)) for place in gone]
         places = [*existing, *(candidate.place for candidate in chosen)]
         found.dropped += dropped
         found.positive_ranks[pool.positive_rank or 0] += 1
@@ -128,6 +132,11 @@ def _teacher(
     scorer = scorers_of(finish.plan)[0 if finish.teacher == "bm25" else -1]
     scores: Callable[[int, Sequence[int]], Any] = scorer.of_block(number, [pool.request for pool in of_block])
     return lambda index, places: tuple(round(float(score), 4) for score in scores(index, places))
+
+
+def _removal(query: str, name: str | None, text: str) -> str:
+    value = {"query": query, "id": name, "negative": text, "reason": "right for the same query"}
+    return json.dumps({key: item for key, item in value.items() if item is not None}, ensure_ascii=False)
 
 
 def _rejection(least: int, pool: Pool, dropped: Counter[str], count: int, pos: Sequence[str]) -> str:

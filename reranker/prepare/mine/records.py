@@ -14,7 +14,7 @@ from typing import Any
 
 from reranker.config.reading import ReaderConfig
 from reranker.errors import UserError, closest, shorten
-from reranker.groups import Group, kind_of, parse_group, parse_text, parse_texts, raw_lines, read_lines
+from reranker.groups import Group, kind_of, parse_group, parse_id, parse_text, parse_texts, raw_lines, read_lines
 from reranker.prepare.readers import detect, read_strict
 from reranker.prepare.readers.columns import group_of_columns, has_columns
 
@@ -67,7 +67,7 @@ def read_passages(path: Path) -> Iterator[tuple[str, Passage]]:
     for number, line in enumerate(raw_lines(path), 1):
         where = f"{path}:{number}"
         try:
-            name, tab, text = line.decode("utf-8").rstrip("\r\n").partition("\t")
+            name, tab, text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n").partition("\t")
         except UnicodeDecodeError as error:
             raise UserError(where, f"bytes that are not UTF-8 ({error.reason})", "UTF-8 text",
                             "convert the file, for example with iconv") from None  # fmt: skip
@@ -87,7 +87,7 @@ def parse_wanted(value: Any, where: str) -> Wanted:
         pos=parse_texts(value["pos"], "pos", where),
         neg=parse_texts(value["neg"], "neg", where) if value.get("neg") not in (None, []) else (),
         also=_ids(value.get("also"), "also", where),
-        id=None if value.get("id") is None else str(value["id"]),
+        id=parse_id(value.get("id"), where),
         prompt=parse_text(value["prompt"], '"prompt"', where) if value.get("prompt") else None,
         pos_scores=pos_scores,
         neg_scores=neg_scores,

@@ -17,14 +17,19 @@ _BOUNDS = (1, 2, 4, 11, 31, 101)
 """First ranks of the ranges that are told."""
 
 
-def summarize(total: Found, samples: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of report.json. `total` has the counts of all blocks, `samples` the first lines of groups.jsonl."""
+def summarize(total: Found, removed: int, samples: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of report.json.
+
+    `total` has the counts of all blocks, `removed` is the number of lines of removed.jsonl, `samples` are the first
+    lines of groups.jsonl.
+    """
     groups = sum(total.sizes.values())
     requests = sum(total.positive_ranks.values())
     return {
         "groups": groups,
         "rejected": requests - groups,
         "negatives": sum(size * count for size, count in total.sizes.items()),
+        "removed": removed,
         "scores_dropped": total.scores_dropped,
         "negatives_of_a_group": {str(size): count for size, count in sorted(total.sizes.items())},
         "dropped": dict(sorted(total.dropped.items())),
@@ -42,6 +47,8 @@ def markdown(report: Mapping[str, Any]) -> str:
         f"{report['groups']:,} groups with {report['negatives']:,} negatives; "
         f"{report['rejected']:,} groups rejected (rejected.jsonl says why).",
     ]
+    if report["removed"]:
+        lines += ["", removed(report["removed"])]
     if report["scores_dropped"]:
         lines += ["", scores_dropped(report["scores_dropped"])]
     for key, title in (
@@ -61,6 +68,11 @@ def markdown(report: Mapping[str, Any]) -> str:
         lines += ["", f"**{_cell(sample['query'])}**", "", f"- right: {_cell(sample['pos'][0])}"]
         lines += [f"- wrong: {_cell(text)}" for text in sample["neg"][:3]]
     return "\n".join(lines) + "\n"
+
+
+def removed(count: int) -> str:
+    """What became of negatives that groups came with."""
+    return f"{count:,} negatives that groups came with are right for the same query and left out: see removed.jsonl"
 
 
 def scores_dropped(count: int) -> str:

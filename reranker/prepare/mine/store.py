@@ -36,6 +36,7 @@ class Request:
         same: what is right as well although no positive of it: the right passages of the query in any group, and
             what says the same as one of them or as a positive, through any number of others.
         pos_scores, neg_scores: those that it came with, one for each of `pos` and `neg`.
+        removed: negatives that it came with and that are right for its query.
     """
 
     query: str
@@ -46,6 +47,7 @@ class Request:
     prompt: str | None
     pos_scores: tuple[float, ...] | None = None
     neg_scores: tuple[float, ...] | None = None
+    removed: tuple[int, ...] = ()
 
     def depth(self, last: int) -> int:
         """Places that a search keeps to fill ranks up to `last`, which nothing takes that is right."""
@@ -127,12 +129,13 @@ def build_store(groups: Path, corpus: Path | None, directory: Path, reading: Rea
 
 def _request(
     query: str, pos: list[int], neg: list[int], same: list[int], name: str | None, prompt: str | None,
-    pos_scores: list[float] | None, neg_scores: list[float] | None,
+    pos_scores: list[float] | None, neg_scores: list[float] | None, removed: list[int],
 ) -> Request:  # fmt: skip
     return Request(
         query, tuple(pos), tuple(neg), frozenset(same), name, prompt,
         pos_scores=None if pos_scores is None else tuple(pos_scores),
         neg_scores=None if neg_scores is None else tuple(neg_scores),
+        removed=tuple(removed),
     )  # fmt: skip
 
 
@@ -221,7 +224,7 @@ class _Builder:
                 neg = {place: score for place, score in row.neg.items() if place not in known}
                 value = [
                     row.query, list(row.pos), list(neg), sorted(known.difference(row.pos)), row.id, row.prompt,
-                    _scores(row.pos, row.pos), _scores(row.neg, neg),
+                    _scores(row.pos, row.pos), _scores(row.neg, neg), [place for place in row.neg if place in known],
                 ]  # fmt: skip
                 stream.write(json.dumps(value, ensure_ascii=False).encode("utf-8") + b"\n")
                 if (number + 1) % QUERIES == 0 or number + 1 == len(rows):

@@ -34,6 +34,16 @@ def dataset_files(directory: Path, split: str | None) -> list[Path]:
     return by_split[_chosen(directory, list(by_split), split)] if by_split else []
 
 
+def split_names(directory: Path) -> list[str]:
+    """The splits of a dataset directory; none where it is not one, or holds a single one without a name."""
+    if (directory / "dataset_dict.json").is_file():
+        return _names(directory / "dataset_dict.json", lambda content: content["splits"])
+    if (directory / "state.json").is_file():
+        return []
+    found = sorted(path for suffix in SUFFIXES for path in directory.rglob(f"*{suffix}"))
+    return list(dict.fromkeys(_split_of(path, directory) for path in found))
+
+
 def _names(path: Path, chosen: Callable[[Any], Any]) -> list[str]:
     """The names that a file of `save_to_disk` lists. Raises UserError."""
     fix = "save the dataset anew"
@@ -68,12 +78,31 @@ def rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | Unreadable]]:
     number = 0
     try:
         for batch in _batches(path):
-            for row in batch.to_pylist():
+            for row in _decoded(batch):
                 number += 1
+                if isinstance(row, UnicodeDecodeError):
+                    reason = f"found text that is not UTF-8 ({row.reason}), expected UTF-8"
+                    yield number, Unreadable(f"{path}#{number}", "encoding", reason)
+                    continue
                 yield number, {key: value for key, value in row.items() if value is not None or key in LABELS}
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pyarrow.ArrowException, OSError) as error:
         reason = f"found a file that cannot be read on ({' '.join(str(error).split())}), expected a whole file"
         yield number + 1, Unreadable(f"{path}#{number + 1}", "cut_short", reason)
+
+
+def _decoded(batch: Any) -> list[Any]:
+    """The rows of a batch; a UnicodeDecodeError for each with a text that is none."""
+    try:
+        return list(batch.to_pylist())
+    except UnicodeDecodeError:
+        return [_row(batch.slice(place, 1)) for place in range(batch.num_rows)]  # the others can be read
+
+
+def _row(batch: Any) -> Any:
+    try:
+        return batch.to_pylist()[0]
+    except UnicodeDecodeError as error:
+        return error
 
 
 def _batches(path: Path) -> Iterator[Any]:

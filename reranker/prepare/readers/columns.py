@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from reranker.errors import UserError, shorten
-from reranker.groups import Group, parse_text
+from reranker.groups import Group, parse_id, parse_text
 
 QUERIES = ("anchor", "query", "question", "sentence1")
 POSITIVES = ("positive", "pos", "answer")
@@ -58,7 +58,7 @@ def group_of_columns(row: Mapping[str, Any], where: str) -> Group:
     prompt = row.get("prompt")
     return Group(
         parse_text(row[query], f'"{query}"', where), pos, neg,
-        id=None if row.get("id") is None else str(row["id"]),
+        id=parse_id(row.get("id"), where),
         prompt=parse_text(prompt, '"prompt"', where) if prompt else None,
     )  # fmt: skip
 

@@ -37,7 +37,7 @@ def triples_of_ids(found: Found, config: ReaderConfig) -> Iterator[tuple[int, Re
             if isinstance(line, Unreadable):
                 yield number, line
                 continue
-            ids = line.decode("utf-8", "replace").split()
+            ids = line.decode("utf-8-sig", "replace").split()
             if len(ids) < 3:
                 yield number, Unreadable(where, "schema", f"found {len(ids)} columns, expected qid, pid, pid", line)
                 continue
@@ -56,7 +56,7 @@ def judged_groups(found: Found, config: ReaderConfig) -> Iterator[tuple[int, Rec
         if isinstance(line, Unreadable):
             yield number, line
             continue
-        columns = line.decode("utf-8", "replace").split()
+        columns = line.decode("utf-8-sig", "replace").split()
         try:
             qid, pid, relevance = columns[0], columns[-2], float(columns[-1])
             if len(columns) not in (3, 4) or not math.isfinite(relevance):
@@ -85,7 +85,7 @@ def _add_run(
 ) -> Iterator[tuple[int, Record]]:  # fmt: skip
     best: dict[str, list[tuple[int, str]]] = {}
     for number, line in bounded_lines(run, config.longest_line):
-        columns = [] if isinstance(line, Unreadable) else line.decode("utf-8", "replace").split()
+        columns = [] if isinstance(line, Unreadable) else line.decode("utf-8-sig", "replace").split()
         if isinstance(line, Unreadable) or len(columns) != 6 or not columns[3].isdecimal():
             reason = f"found {columns[:7]}, expected TREC's qid Q0 pid rank score tag"
             unread = line if isinstance(line, Unreadable) else Unreadable(f"{run}:{number}", "schema", reason, line)

@@ -90,21 +90,31 @@ def line_chunks(path: str | Path, lines: Literal["json", "tsv"], longest: int, m
 
 
 def record_chunks(prefix: str, records: Iterable[tuple[int, Record]], most_negatives: int) -> Iterator[Chunk]:
-    """Records that are made already, in chunks."""
+    """Records that are made already, in chunks of bounded size."""
     items: list[tuple[int, Any]] = []
+    held = 0
     for numbered in records:
         items.append(numbered)
-        if len(items) >= CHUNK_LINES:
+        held += _size(numbered[1])
+        if len(items) >= CHUNK_LINES or held >= CHUNK_BYTES:
             yield Chunk(prefix, items, most_negatives=most_negatives)
-            items = []
+            items, held = [], 0
     if items:
         yield Chunk(prefix, items, most_negatives=most_negatives)
+
+
+def _size(record: Record) -> int:
+    """Characters or bytes that a record holds."""
+    if isinstance(record, Unreadable):
+        return len(record.line or b"")
+    return len(record.query) + sum(map(len, (*record.pos, *record.neg)))
 
 
 def array_values(path: str | Path, longest: int) -> Iterator[tuple[int, Any]]:
     """(number, value or Unreadable) of each element of a file that is one JSON array, read piece by piece.
 
-    Behind an element that cannot be read none can be told apart: it is named with the rest of the file.
+    Behind an element that cannot be read none can be told apart: it is named with the rest of the file, which is cut
+    short there. So is what stands behind the array's end, where another array may begin.
     """
     decode = codecs.getincrementaldecoder("utf-8-sig")().decode
     parse = json.JSONDecoder().raw_decode
@@ -121,6 +131,8 @@ def array_values(path: str | Path, longest: int) -> Iterator[tuple[int, Any]]:
                 text, opened = text.removeprefix("["), True
             while text := text.lstrip(" \t\r\n,"):
                 if text.startswith("]"):
+                    if behind := _behind(text[1:], stream.buffer):  # type: ignore[attr-defined]
+                        yield number + 1, _torn(path, number + 1, behind, "which stands behind the end of the array")
                     return
                 try:
                     value, end = parse(text)
@@ -130,7 +142,21 @@ def array_values(path: str | Path, longest: int) -> Iterator[tuple[int, Any]]:
                     break  # so may a number
                 number, text = number + 1, text[end:]
                 yield number, value
-    kind = "long_line" if len(text) > longest else "cut_short"
-    reason = f"found {shorten(text)} ({failed}), expected a JSON value; the array cannot be read on"
-    yield number + 1, Unreadable(f"{path}#{number + 1}", kind, reason,
-                                 text[: 1 << 16].encode("utf-8", "backslashreplace"))  # fmt: skip
+    if len(text) > longest:
+        failed = f"no value ends within longest_line={longest:,}"
+    yield number + 1, _torn(path, number + 1, text, failed)
+
+
+def _behind(text: str, stream: Any) -> str:
+    """What follows the end of an array, but for white space; the beginning of it."""
+    try:
+        while not text.strip() and (block := stream.read1(BLOCK)):
+            text = block.decode("utf-8", "replace")
+    except (EOFError, OSError, zlib.error) as error:
+        return f"a file that cannot be read on: {error}"
+    return text.strip()
+
+
+def _torn(path: str | Path, number: int, text: str, why: str) -> Unreadable:
+    reason = f"found {shorten(text)} ({why}), expected a JSON value; the array cannot be read on"
+    return Unreadable(f"{path}#{number}", "cut_short", reason, text[: 1 << 16].encode("utf-8", "backslashreplace"))

@@ -6,6 +6,7 @@ process that needs them. Parsing never raises: whatever the bytes are, the answe
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 from collections.abc import Iterator
@@ -39,6 +40,18 @@ class Unreadable:
     line: bytes | None = None
     offset: int | None = None
     size: int | None = None
+
+    def to_json(self) -> bytes:
+        """All of it as one line: the bytes as text, those that are none in base64."""
+        told: dict[str, Any] = {"where": self.where, "kind": self.kind, "reason": self.reason}
+        if self.line is not None:
+            try:
+                told["line"] = self.line.decode("utf-8")
+            except UnicodeDecodeError:
+                told["line_base64"] = base64.b64encode(self.line).decode("ascii")
+        told |= {name: value for name in ("offset", "size") if (value := getattr(self, name)) is not None}
+        # What could not be read may hold half a character: it goes as an escape, as JSON has it.
+        return json.dumps(told, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
 Record: TypeAlias = "Group | Unreadable"
@@ -120,9 +133,6 @@ def parse_value(value: Any, where: str, line: bytes | None = None) -> Record:
         if "\x00" in text:
             kept = line if line is not None else group.to_json().encode("utf-8")
             return Unreadable(where, "nul", f"found a NUL character in {shorten(text)}, expected text", kept)
-    if group.id is not None and any("\ud800" <= character <= "\udfff" for character in group.id):
-        return Unreadable(where, "surrogate", 'found "id" with half a character, expected text that UTF-8 can hold',
-                          line or json.dumps(value).encode("ascii"))  # fmt: skip
     return group
 
 

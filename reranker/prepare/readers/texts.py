@@ -99,7 +99,7 @@ class TextIndex:
                 name, text = self._split(line)
                 if not text.strip() or "\x00" in text:
                     raise ValueError("no text" if not text.strip() else "a NUL character in the text")
-                text.encode("utf-8")
+                f"{name}{text}".encode()  # half a character, which JSON can escape, is no text
                 readable = True
                 yield name, line if self._compressed else offset
             except (ValueError, KeyError, TypeError, StopIteration, RecursionError) as error:
@@ -110,7 +110,7 @@ class TextIndex:
                 self.unreadable.append((number, unread))
 
     def _split(self, line: bytes) -> tuple[str, str]:
-        text = line.decode("utf-8").rstrip("\r\n")
+        text = line.decode("utf-8-sig").rstrip("\r\n")
         if self._tsv:
             name, tab, rest = text.partition("\t")
             if not tab:

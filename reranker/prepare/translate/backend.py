@@ -97,8 +97,16 @@ def make_backend(settings: Mapping[str, Any], key: str, source: str, target: str
 
 def check_counts(key: str, concurrency: int, batch_texts: int, price: float, seconds_per_text: float) -> None:
     """Raise UserError for settings that every backend has and that cannot be."""
-    for name, value, least in (("concurrency", concurrency, 1), ("batch_texts", batch_texts, 1), ("price", price, 0),
-                               ("seconds_per_text", seconds_per_text, 0)):  # fmt: skip
+    check_whole(key, concurrency=(concurrency, 1), batch_texts=(batch_texts, 1))
+    for name, value in (("price", price), ("seconds_per_text", seconds_per_text)):
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not least <= value < float("inf"):
-            raise UserError(f"{key}.{name}", repr(value), f"a number of {least} or more", "change the value")
+        if not number or not 0 <= value < float("inf"):
+            raise UserError(f"{key}.{name}", repr(value), "a number of 0 or more", "change the value")
+
+
+def check_whole(key: str, **values: tuple[object, int]) -> None:
+    """Raise UserError for a value (behind it the least that it may be) that is no whole number, or too small."""
+    for name, (value, least) in values.items():
+        # A batch of 1.5 texts would never be full: a kill would lose a window of them.
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise UserError(f"{key}.{name}", repr(value), f"a whole number of {least} or more", "change the value")

@@ -23,6 +23,7 @@ from typing import Any
 from reranker.config.gates import GatesConfig
 from reranker.errors import UserError, shorten
 from reranker.prepare.translate.languages import Language, language, script
+from reranker.prepare.translate.prose import CODE, PLACEHOLDER, URL, prose
 from reranker.prepare.translate.quantities import lost_numbers
 from reranker.prepare.translate.similarity import Similarity
 
@@ -32,20 +33,10 @@ GATES = (
 )  # fmt: skip
 """The names of the gates, in the order in which they are asked."""
 
-_URL = re.compile(r"(?:https?://|ftp://|www\.)[!-~]+|[\w.+-]+@[\w-]+(?:\.[\w-]+)+", re.ASCII)
-_CODE = re.compile(
-    r"`+([^`\n]+)`+"  # spans
-    r"|(?<![\w-])(--[a-z][\w-]+)"
-    r"|(?<![\w/.~<])((?:~|\.{1,2})?/(?:[\w.+-]+/)+[\w.+-]*\w|[\w.+-]+(?:/[\w+-]+)+/[\w+-]*\.[a-z]{1,4})\b"
-    r"|\b([A-Za-z]\w*(?:\.\w+)*\(\))"
-    r"|\b([a-z0-9]+(?:_[a-z0-9]+)+)\b",
-    re.ASCII,
-)
-_PLACEHOLDER = re.compile(
-    r"(?<![\w%])%(?:\(\w+\)|\d+\$)?[sdifgxr]\b|\$?\{\w*\}|</?[A-Za-z][^<>]{0,200}>|&(?:[a-z]+|#\d+);", re.ASCII
-)
 _WORD = re.compile(r"\w+")
 _SEQUENCE = 6
+_TOLD = 100
+"""Characters that are told of what is lost."""
 _LOOP = re.compile(r"(.{4,60}?)\1{3,}", re.DOTALL)
 
 
@@ -132,14 +123,14 @@ def _error(gates: Gates, source: str, translation: str) -> str | None:
 def _untranslated(gates: Gates, source: str, translation: str) -> str | None:
     least = gates.config.untranslated
     assert least is not None
-    prose = _prose(translation)
-    words, known = _words(prose), Counter(_words(_prose(source)))
+    plain = prose(translation)
+    words, known = _words(plain), Counter(_words(prose(source)))
     if set(gates.source.scripts) & set(gates.target.scripts):
         copied = sum((Counter(words) & known).values())
         if len(words) <= gates.config.untranslated_words or copied / len(words) <= 1 - least:
             return None
         return f"{copied} of {len(words)} words are the source's"
-    letters = [found for found in map(script, unicodedata.normalize("NFKC", prose)) if found]
+    letters = [found for found in map(script, unicodedata.normalize("NFKC", plain)) if found]
     share = sum(found in gates.target.scripts for found in letters) / max(1, len(letters))
     # A translation of a few words, all of them the source's, can be of names.
     names = len(words) <= gates.config.untranslated_words and all(word in known for word in words)
@@ -157,7 +148,7 @@ def _length(gates: Gates, source: str, translation: str) -> str | None:
 
 def _numbers(gates: Gates, source: str, translation: str) -> str | None:
     # Those in URLs, code and placeholders are for the gates of these.
-    return _told(lost_numbers(_prose(source), _prose(translation)))
+    return _told(lost_numbers(prose(source), prose(translation)))
 
 
 def _urls(gates: Gates, source: str, translation: str) -> str | None:
@@ -166,12 +157,12 @@ def _urls(gates: Gates, source: str, translation: str) -> str | None:
 
 
 def _code(gates: Gates, source: str, translation: str) -> str | None:
-    spans = ["".join(groups).strip() for groups in _CODE.findall(_URL.sub(" ", source))]
+    spans = ["".join(groups).strip() for groups in CODE.findall(URL.sub(" ", source))]
     return _told([span for span in spans if span not in translation])
 
 
 def _placeholders(gates: Gates, source: str, translation: str) -> str | None:
-    wanted, found = Counter(_PLACEHOLDER.findall(source)), Counter(_PLACEHOLDER.findall(translation))
+    wanted, found = Counter(PLACEHOLDER.findall(source)), Counter(PLACEHOLDER.findall(translation))
     lost = [name for name in wanted - found if not (name[0] == "&" and html.unescape(name) in translation)]
     return _told(lost)
 
@@ -190,10 +181,10 @@ def _repetition(gates: Gates, source: str, translation: str) -> str | None:
 def _language(gates: Gates, source: str, translation: str) -> str | None:
     least = gates.config.language
     assert least is not None
-    prose = _prose(translation)
-    if sum(map(str.isalpha, prose)) < gates.config.language_letters:
+    plain = prose(translation)
+    if sum(map(str.isalpha, plain)) < gates.config.language_letters:
         return None
-    code, probability = _identifier().classify(prose)
+    code, probability = _identifier().classify(plain)
     wrong = code not in (gates.target.code, "zxx") and probability >= least
     return f"{code} with probability {probability:.2f}, not {gates.target.code}" if wrong else None
 
@@ -216,19 +207,12 @@ def _told(lost: list[str]) -> str | None:
     if not lost:
         return None
     more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
-    return f"{', '.join(lost[:3])}{more} of the source is lost"
+    told = (name if len(name) <= _TOLD else name[: _TOLD - 1] + "…" for name in lost[:3])
+    return f"{', '.join(told)}{more} of the source is lost"
 
 
 def _bare(text: str) -> str:
     return text.strip(" \t\r\n.!\"'[](){}<>*").lower()
-
-
-@functools.lru_cache(maxsize=4)  # several gates in turn look at the same pair
-def _prose(text: str) -> str:
-    """A text without what is never translated."""
-    for pattern in (_URL, _CODE, _PLACEHOLDER):
-        text = pattern.sub(" ", text)
-    return text
 
 
 def _words(text: str) -> list[str]:
@@ -236,7 +220,7 @@ def _words(text: str) -> list[str]:
 
 
 def _found_urls(text: str) -> list[str]:
-    return [url.rstrip(".,;:!?'\")]}>") for url in _URL.findall(text)]
+    return [url.rstrip(".,;:!?'\")]}>") for url in URL.findall(text)]
 
 
 def _columns(text: str) -> int:

@@ -19,10 +19,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from reranker.errors import UserError
-from reranker.prepare.translate.backend import ERROR, Outcome
+from reranker.files import sha256
+from reranker.prepare.translate.backend import ERROR, Outcome, check_counts, check_whole
 from reranker.prepare.translate.generation import Generator, Prompter, Recipe, check_recipe
 from reranker.prepare.translate.segments import split_text
 
@@ -60,17 +62,16 @@ class HuggingFace:
 
         recipe = Recipe(model, source, target, revision, num_beams, max_new_tokens, dtype, template)
         check_recipe(recipe)
-        counts = {"batch_tokens": (batch_tokens, 1), "processes": (processes, 0), "batch_texts": (batch_texts, 1),
-                  "seconds_per_text": (seconds_per_text, 0)}  # fmt: skip
-        for name, (value, least) in counts.items():
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= least:
-                raise UserError(f"backend.{name}", repr(value), f"a number of {least} or more", "change the value")
+        check_counts("backend", self.concurrency, batch_texts, self.price, seconds_per_text)
+        check_whole("backend", batch_tokens=(batch_tokens, 1), processes=(processes, 0))
         self.batch_texts, self.seconds_per_text = batch_texts, seconds_per_text
         self._recipe, self._batch_tokens = recipe, batch_tokens
         self._devices = _devices(device, processes)
         self._prompter = Prompter(recipe)
         commit = getattr(self._prompter.config, "_commit_hash", None)
-        settings = {**asdict(recipe), "commit": commit, "transformers": transformers.__version__.split(".")[0]}
+        # A directory has no commit: one that was trained on under the same name is another model.
+        version = _content(Path(model)) if os.path.isdir(model) else commit
+        settings = {**asdict(recipe), "version": version, "transformers": transformers.__version__.split(".")[0]}
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode("utf-8")).hexdigest()[:16]
         self.identity = f"huggingface {model} {digest}"
         self._generator: Generator | None = None
@@ -138,6 +139,13 @@ class HuggingFace:
             raise UserError("backend.processes", f"one of {len(self._devices)} processes killed",
                             "processes that live to the end",
                             "see whether memory ran out, or lower batch_tokens") from None  # fmt: skip
+
+
+def _content(directory: Path) -> list[list[str]]:
+    """[name, sha256] of the files that a model is loaded from."""
+    suffixes = (".safetensors", ".bin", ".json", ".model", ".spm", ".txt", ".jinja")
+    files = sorted(path for path in directory.iterdir() if path.suffix in suffixes and path.is_file())
+    return [[path.name, sha256(path)] for path in files]
 
 
 def batches_by_length(lengths: Sequence[int], most: int) -> Iterator[list[int]]:

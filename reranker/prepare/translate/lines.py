@@ -1,7 +1,7 @@
 """Every record of a source, or what is wrong with it.
 
 In: groups in any form that can be read (`reranker.prepare.readers`), in files that may hold anything. Out: a `Line` for
-each record, in order: its group, or the reason why it is none. What cannot be decompressed further is one `Line` more,
+each record, in order: its group, or what is wrong with it. What cannot be decompressed further is one `Line` more,
 and `cut_short` tells of it: most of the file may be behind that place. Raises `UserError` only for a source that is
 missing or of no known form, and where too large a share of the records cannot be read: then it is another file.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from reranker.config.reading import ReaderConfig
 from reranker.errors import UserError
 from reranker.groups import FORM, Group
-from reranker.prepare.readers import read_chunks
+from reranker.prepare.readers import Unreadable, read_chunks
 
 _ENOUGH = 100
 """Lines from which on a share is one."""
@@ -23,11 +23,11 @@ _ENOUGH = 100
 
 @dataclass(frozen=True)
 class Line:
-    """One record: `where` is `file:line`; of `group` and `reason` one is None."""
+    """One record: `where` is `file:line`; of `group` and `unreadable` one is None."""
 
     where: str
     group: Group | None
-    reason: str | None = None
+    unreadable: Unreadable | None = None
 
 
 class Lines:
@@ -52,7 +52,7 @@ class Lines:
             lines += 1
             if line.group is None:
                 unreadable += 1
-                first = first or f"{line.where}: {line.reason}"
+                first = first or f"{line.where}: {line.unreadable and line.unreadable.reason}"
                 if lines >= _ENOUGH and unreadable > self._most * lines:
                     raise _too_many(self._path, unreadable, lines, self._most, first)
             yield line
@@ -69,7 +69,7 @@ class Lines:
                     continue
                 if record.kind == "cut_short":
                     self.cut_short = f"{record.where}: the file is cut short here, {record.reason}"
-                yield Line(record.where, None, record.reason)
+                yield Line(record.where, None, record)
 
 
 def _too_many(path: str | Path, unreadable: int, lines: int, most: float, first: str) -> UserError:

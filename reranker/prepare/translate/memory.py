@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import sqlite3
 import xml.etree.ElementTree as ElementTree
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,9 @@ class Memory:
         self, source: str, target: str, files: Sequence[str], batch_texts: int = 2000, config_key: str = "backend"
     ) -> None:
         check_counts(config_key, 1, batch_texts, 0, 0)
-        names = [files] if isinstance(files, str) else list(files)
+        names = [files] if isinstance(files, str) else files
+        if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"{config_key}.files", repr(files), "a path or a list of paths", "name the files")
         if not names:
             raise UserError(f"{config_key}.files", "no file", "translation memories, jsonl or TMX", "name one or more")
         self.concurrency, self.batch_texts, self.price, self.seconds_per_text = 1, batch_texts, 0.0, 0.0
@@ -108,7 +111,7 @@ def _read_tmx(name: str, source: str, target: str) -> Iterator[tuple[str, str]]:
                         body.clear()  # else the whole file stays in memory
         except ElementTree.ParseError as error:
             raise UserError(f"{name}:{error.position[0]}", f"no XML ({error})", "TMX", "make the file anew") from None
-        except (EOFError, OSError) as error:
+        except (EOFError, OSError, zlib.error) as error:
             raise UserError(name, f"a file that cannot be read to its end ({error})", "a whole file",
                             "copy or make the file anew") from None  # fmt: skip
 

@@ -15,7 +15,8 @@ from decimal import Decimal
 SMALL = 12
 """Numbers up to this are often words: three, March, noon."""
 
-_GROUPED = r"\d{1,3}(?:[,.'’ \u00a0\u202f]\d{3})+(?![\d])(?![.,]\d)"
+# Bounded, and never begun within a run of digits: a text of digits alone would else take the square of its length.
+_GROUPED = r"\d{1,3}(?:[,.'’ \u00a0\u202f]\d{3}){1,12}(?![\d])(?![.,]\d)"
 _PLAIN = r"\d+"
 _MAGNITUDES = {
     "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12,
@@ -24,7 +25,7 @@ _MAGNITUDES = {
     "百": 10**2, "千": 10**3, "万": 10**4, "萬": 10**4, "億": 10**8, "亿": 10**8, "兆": 10**12,
 }  # fmt: skip
 _WORDS = "|".join(sorted(_MAGNITUDES, key=len, reverse=True))
-_DIGITS = rf"(?:{_GROUPED}|{_PLAIN})(?:\.\d+)?"
+_DIGITS = rf"(?:{_GROUPED}|(?<!\d)\d{{1,30}})(?:\.\d{{1,30}})?"
 # 1억 2천만 and 2 million: parts that a magnitude follows, one after another, and what is left in plain digits.
 _MAGNIFIED = rf"{_DIGITS} ?(?:{_WORDS})(?![a-z])"
 _LARGE = re.compile(rf"{_MAGNIFIED}(?: ?{_MAGNIFIED})*(?: ?\d{{1,4}}(?![\d.,]))?")

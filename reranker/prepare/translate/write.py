@@ -2,8 +2,8 @@
 
 In: the lines of the source once more, and a `Translator` that has an entry for every text. Out: `groups.jsonl`,
 `rejected.jsonl` and `unreadable.jsonl`, each whole or not at all. Nothing is dropped: every line that is not blank is
-a group written, a group rejected or a line unreadable. A group is rejected with its query, a positive or all its
-negatives, if it had any; a rejected negative leaves the others. Scores, `id` and `prompt` are kept as they are.
+a group written, a group rejected or a line unreadable, kept as it came. A group is rejected with its query, a positive
+or all its negatives, if it had any; a rejected negative leaves the others. Scores, `id` and `prompt` are kept.
 """
 
 from __future__ import annotations
@@ -62,8 +62,9 @@ def write_outputs(directory: Path, lines: Iterable[Line], translator: Translator
             for line in some:
                 counts["in"] += 1
                 if line.group is None:
+                    assert line.unreadable is not None
                     counts["unreadable"] += 1
-                    _write(unreadable, {"where": line.where, "reason": line.reason})
+                    unreadable.write(line.unreadable.to_json())
                     continue
                 group, reasons = _translate(line, line.group, entries)
                 counts["out" if group else "rejected"] += 1
