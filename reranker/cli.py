@@ -282,6 +282,9 @@ def _prepare(config: Any) -> int:
 
 
 def _train(config: Any) -> int:
+    from reranker.train.preemption import hold
+
+    hold()
     # Training ends with an evaluation on the dev groups and an export, both of later layers: joined here.
     from reranker.evaluate.dev import DevEvaluator
     from reranker.export.huggingface import export_run

@@ -2,7 +2,10 @@
 
 import sys
 
-from reranker.cli import console
+from reranker.train.preemption import hold
 
 if __name__ == "__main__":
+    hold()
+    from reranker.cli import console
+
     console(["train", *sys.argv[1:]])

@@ -61,9 +61,21 @@ class Stop:
                 os._exit(128 + numbers[0])
 
 
+def hold() -> None:
+    """Keep requests to stop until `stop_requests` takes them.
+
+    A rank imports for seconds before it can take one. By then a scheduler's signal would have ended it, and its job
+    would pass for a failed one.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
 @contextmanager
 def stop_requests() -> Iterator[Stop]:
-    """Take SIGTERM and SIGUSR1 for requests to stop, for the length of the block, on the main thread."""
+    """Take SIGTERM and SIGUSR1 for requests to stop, for the length of the block, on the main thread.
+
+    Those that `hold` has kept are taken first.
+    """
     stop = Stop()
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
@@ -72,6 +84,7 @@ def stop_requests() -> Iterator[Stop]:
     thread = threading.Thread(target=stop.watch, args=(reading,), name="signals", daemon=True)
     thread.start()
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         yield stop
     finally:
         signal.set_wakeup_fd(wakeup)
