@@ -158,6 +158,21 @@ MUTATIONS = [
         "tests/unit/test_checkpoint.py::test_what_does_not_read_back_is_never_a_checkpoint_and_removes_no_older_one",
     ),
     Mutation(
+        "a training that was taken over prunes what the other one saved", "train/checkpoint.py",
+        "    owned()  # reading back takes long: what is behind `step` by now may be another training's\n", "",
+        "tests/unit/test_checkpoint.py::test_what_another_training_saved_meanwhile_is_not_pruned",
+    ),
+    Mutation(
+        "the directory of checkpoints is not flushed", "train/checkpoint.py",
+        "        fsync_directory(staging.parent.parent)", "        pass",
+        "tests/unit/test_checkpoint.py::test_every_file_and_name_is_on_the_disk_before_the_checkpoint_has_its_name",
+    ),
+    Mutation(
+        "records are not flushed before their checkpoint", "train/events.py",
+        "        self._tracker.flush()\n", "",
+        "tests/chaos/test_kill.py::test_the_records_of_a_checkpoint_are_on_the_disk_before_it_has_its_name",
+    ),
+    Mutation(
         "fragments are not flushed to the disk", "train/pieces.py",
         "os.fsync(stream.fileno())", "pass",
         "tests/unit/test_checkpoint.py::test_every_file_and_name_is_on_the_disk_before_the_checkpoint_has_its_name",
@@ -206,6 +221,11 @@ MUTATIONS = [
         "workers take signals as the rank does", "data/stream.py",
         "signal.signal(number, signal.SIG_IGN)", "signal.signal(number, signal.SIG_DFL)",
         "tests/unit/test_stream.py::test_workers_outlive_the_signals_that_end_a_training",
+    ),
+    Mutation(
+        "the workers of a killed rank are left behind", "data/stream.py",
+        "    while os.getppid() == rank:", "    while True:",
+        "tests/chaos/test_survive.py::test_a_rank_that_is_lost_takes_the_job_down_and_is_named[rank-0-killed]",
     ),
     Mutation(
         "a gradient that is not finite goes unnoticed", "train/loop.py",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import filecmp
+import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,47 @@ def test_a_checkpoint_is_whole_or_absent_whenever_ranks_are_killed_while_writing
     assert losses(run) == losses(whole)
     assert filecmp.cmp(run / "model" / "model.safetensors", whole / "model" / "model.safetensors", shallow=False)
     assert [path.name for path in (run / DIRECTORY).iterdir()] == [f"step-{STEPS:08d}"]
+
+
+def train_noting_flushes(argv: list[str]) -> int:
+    """The life of a rank that notes in what order its records are flushed and its checkpoints get their names."""
+    from reranker.cli import main
+
+    noted, fsync, replace = argv[0], os.fsync, os.replace
+
+    def note(*words: Any) -> None:
+        with open(noted, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps(words) + "\n")
+
+    def flushed(descriptor: int) -> None:
+        fsync(descriptor)
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        if path.name == "metrics.jsonl":
+            note("records", max(record["step"] for record in records(path.parent)))
+
+    def renamed(source: Any, target: Any) -> None:
+        if str(source).endswith(".staging"):
+            note("checkpoint", int(Path(target).name.removeprefix("step-")))
+        replace(source, target)
+
+    os.fsync, os.replace = flushed, renamed
+    return main(argv[1:])
+
+
+def test_the_records_of_a_checkpoint_are_on_the_disk_before_it_has_its_name(inputs: Inputs, tmp_path: Path) -> None:
+    noted = tmp_path / "noted"
+    values = settings(**{"train.save_every": 2, "train.max_steps": 6})
+    job = start(1, [str(noted), "train", *inputs.overrides(tmp_path / "run", **values)], function=train_noting_flushes)
+    (rank,) = job.wait()
+    assert rank.code == 0, rank.err
+    events, flushed, named = [json.loads(line) for line in noted.read_text("utf-8").splitlines()], 0, []
+    for what, step in events:
+        if what == "records":
+            flushed = step
+        else:
+            named.append(step)
+            assert flushed >= step, events
+    assert named == [2, 4, 6]
 
 
 @pytest.mark.parametrize("full", [(1,), (0, 1)], ids=["on-rank-1", "on-all-ranks"])

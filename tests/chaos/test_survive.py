@@ -175,13 +175,15 @@ def test_a_rank_that_is_lost_takes_the_job_down_and_is_named(
     inputs: Inputs, tmp_path: Path, fault: Fault, named: str
 ) -> None:
     run, mark = tmp_path / "run", tmp_path / "mark"
-    values = settings(**{"data.workers": 1, "batch.per_gpu": 16, "train.hang": HANG if fault.what == "stall" else 600})
+    # The workers prepare more than a pipe takes: one whose rank is killed must not wait for a reader.
+    values = settings(**{"data.workers": 1, "data.prefetch": 8, "batch.per_gpu": 16,
+                         "train.hang": HANG if fault.what == "stall" else 600})  # fmt: skip
     job = start_hurt(2, ["train", *inputs.overrides(run, **values)], [dataclasses.replace(fault, mark=str(mark))])
     try:
         until(lambda: mark.exists() or not job.running, lambda: "nothing has happened")
         happened = time.monotonic()
         until(lambda: not job.running, lambda: "a rank goes on", PROMISED)
-        # Workers of a rank that was killed as well: they look every few seconds whether it is still there.
+        # Nor is a worker left of a rank that was killed.
         until(lambda: not job.left, lambda: f"processes are left: {job.left}", happened + PROMISED - time.monotonic())
         ranks = job.wait()
     finally:
