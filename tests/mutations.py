@@ -344,6 +344,22 @@ MUTATIONS = [
         "tests/distributed/test_watchdog.py::test_a_rank_that_is_killed_is_named_though_its_worker_lives_on",
     ),
     Mutation(
+        "a rank that has ended goes unnoticed", "train/signs.py",
+        "        if not sign.failure:", "        if False:",
+        "tests/chaos/test_survive.py::test_a_rank_that_is_lost_takes_the_job_down_and_is_named[killed]",
+    ),
+    Mutation(
+        "nothing is a hang", "train/signs.py",
+        "    if min(sign.idle for sign in signs) < limit:", "    if True:",
+        "tests/distributed/test_watchdog.py::test_a_hang_is_blamed_on_the_rank_that_the_others_wait_for",
+    ),
+    Mutation(
+        "collectives have the half hour of torch and not train.timeout", "train/engine.py",
+        "c10d._set_pg_timeout(datetime.timedelta(seconds=seconds), group)",
+        "c10d._set_pg_timeout(datetime.timedelta(seconds=1800), group)",
+        "tests/chaos/test_survive.py::test_without_a_limit_for_hangs_a_collective_that_a_rank_does_not_join_ends_behind_its_timeout[backward-zero2]",
+    ),
+    Mutation(
         "a rank that waits in a collective is blamed for a hang", "train/signs.py",
         "free = [sign for sign in signs if not sign.waits] or signs", "free = signs",
         "tests/distributed/test_watchdog.py::test_a_hang_is_blamed_on_the_rank_that_the_others_wait_for",

@@ -221,6 +221,24 @@ def test_a_rank_that_is_lost_takes_the_job_down_and_is_named(
         assert "stall_here" not in dumps[f"rank-{1 - fault.rank:05d}.txt"]
 
 
+@pytest.mark.parametrize(("place", "stage"), [("data", "zero2"), ("backward", "zero2"), ("backward", "zero3")])
+def test_without_a_limit_for_hangs_a_collective_that_a_rank_does_not_join_ends_behind_its_timeout(
+    inputs: Inputs, tmp_path: Path, place: str, stage: str
+) -> None:
+    values, mark = settings(**{"deepspeed": stage, "train.hang": 0, "train.timeout": 5}), tmp_path / "mark"
+    fault = Fault(place, "stall", 5, 1, str(mark))
+    job = start_hurt(2, ["train", *inputs.overrides(tmp_path / "run", **values)], [fault])
+    try:
+        until(lambda: mark.exists() or not job.running, job.errors)
+        assert job.running, job.errors()
+        until(lambda: not job.running, job.errors, 90.0)  # far from the half hour that torch's own timeout is
+        ranks = job.wait()
+    finally:
+        job.end()
+    assert all(rank.code not in (0, -9) for rank in ranks), ranks
+    assert "timed out" in ranks[0].err.lower(), ranks
+
+
 def test_a_full_disk_keeps_the_old_checkpoint_and_the_training_goes_on(
     inputs: Inputs, whole: Path, tmp_path: Path
 ) -> None:
