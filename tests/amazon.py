@@ -22,6 +22,7 @@ class Translate(ThreadingHTTPServer):
         served: how often each text was answered.
         asked: each request as it came.
         seconds: waited for before an answer.
+        connections: how many are open, or closed with something left to answer.
     """
 
     daemon_threads = True
@@ -33,6 +34,19 @@ class Translate(ThreadingHTTPServer):
         self.seconds = 0.0
         self.requests, self.served, self.lock = 0, Counter[str](), threading.Lock()
         self.asked: list[dict[str, Any]] = []
+        self.connections = 0
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self.lock:
+            self.connections += 1
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            with self.lock:
+                self.connections -= 1
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         if not isinstance(sys.exc_info()[1], ConnectionError):  # who asked may have been killed

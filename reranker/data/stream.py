@@ -17,9 +17,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import webdataset
@@ -99,7 +103,7 @@ def stream(
         prefetch_factor=prefetch if workers else None,
         pin_memory=pin_memory,
         multiprocessing_context="fork" if workers else None,
-        worker_init_fn=_leave_signals_to_the_rank if workers else None,
+        worker_init_fn=partial(_belong_to_the_rank, os.getpid()) if workers else None,
     )
     for item in loader:
         if isinstance(item, UserError):
@@ -107,15 +111,26 @@ def stream(
         yield item
 
 
-def _leave_signals_to_the_rank(_: int) -> None:
-    """Workers are forked with the rank's handlers.
+def _belong_to_the_rank(rank: int, _: int) -> None:
+    """Let a worker live as long as its rank, the process of this number.
 
-    A signal to a whole process group, as systemd and `timeout` send it, must leave them alive: the rank needs its
-    batches up to the step behind which all ranks stop, and ends them itself.
+    Workers are forked with the rank's handlers. A signal to a whole process group, as systemd and `timeout` send it,
+    must leave them alive: the rank needs its batches up to the step behind which all ranks stop, and ends them itself.
+
+    Where it cannot, because it was killed, torch's own look at the parent is not enough: a worker that has prepared
+    more than a pipe takes waits at its end for somebody to read, and holds the pipe's reading end itself. It would be
+    left for good, with all that it has inherited: connections, memory, devices.
     """
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(rank,), name="parent", daemon=True).start()
+
+
+def _end_with(rank: int) -> None:
+    while os.getppid() == rank:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 def fetch(data: DataSet, tasks: Iterable[Task]) -> Iterator[Sample]:

@@ -76,7 +76,7 @@ def save(
         entries = ranks.gather(entry)
         each(lambda: _commit(staging, final, step, state, entries, owned) if ranks.first else None)
         each(lambda: _verify(final) if ranks.first else None)
-        each(lambda: prune(run_dir, step, retention) if ranks.first else None)
+        each(lambda: _prune_own(run_dir, step, retention, owned) if ranks.first else None)
     except UserError as error:
         if ranks.first and not isinstance(error, TakenOver):  # the other one's staging directory has the same name
             shutil.rmtree(staging, ignore_errors=True)
@@ -88,7 +88,10 @@ def _make_staging(staging: Path, owned: Callable[[], None]) -> None:
     owned()
     for left in staging.parent.glob(".step-*"):  # by a save or a removal that was killed
         shutil.rmtree(left, ignore_errors=True)
-    staging.mkdir(parents=True)
+    if not staging.parent.is_dir():
+        staging.parent.mkdir(parents=True)
+        fsync_directory(staging.parent.parent)  # or the first checkpoint has a name in a directory that has none
+    staging.mkdir()
 
 
 def _commit(
@@ -104,6 +107,11 @@ def _commit(
         os.replace(final, final.with_name(f".{final.name}.old"))
     os.replace(staging, final)
     fsync_directory(final.parent)
+
+
+def _prune_own(run_dir: Path, step: int, retention: Retention, owned: Callable[[], None]) -> None:
+    owned()  # reading back takes long: what is behind `step` by now may be another training's
+    prune(run_dir, step, retention)
 
 
 def _verify(path: Path) -> None:

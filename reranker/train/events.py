@@ -97,6 +97,7 @@ class RunEvents:
         self._saver.wait()  # what it saved is part of what is saved now
         if self._saver.step == step:
             return
+        self._tracker.flush()
         config, ranking = self._job.config, self._ranking
         value = scores[f"eval/{config.train.metric}"] if scores else None
         if value is not None and not math.isnan(value):

@@ -50,6 +50,15 @@ class Tracker:
             except Exception as error:  # whatever a tracking service does, training goes on
                 self._give_up(error)
 
+    def flush(self) -> None:
+        """See that all records are on the disk: a checkpoint that outlives the power counts on those before it."""
+        if self._file is not None:
+            self._write(b"")
+            try:
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                print(f"tracking: {METRICS} cannot be flushed ({error.strerror})", file=sys.stderr)
+
     def _write(self, line: bytes) -> None:
         """Append a line; on a disk that is full it waits here for the next one, and the training goes on."""
         told = bool(self._unwritten)

@@ -114,7 +114,8 @@ class Watchdog:
             return self._line
         self._error, self._due = error, 0.0
         self._links.wake()
-        self._judged.wait(PATIENCE)
+        # On a machine that is slow the others would else see this process end before they hear why.
+        self._judged.wait(self._silence)
         return None
 
     def close(self) -> None:

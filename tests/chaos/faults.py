@@ -28,7 +28,10 @@ FOREVER = 10**6  # seconds
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to `rank` when it comes to `place` for the `nth` time (from 1); it leaves a file `mark` then."""
+    """What happens to `rank` when it comes to `place` for the `nth` time (from 1); it leaves a file `mark` then.
+
+    One that is held stands there until the test lets it go on: nothing depends on how fast the test looks.
+    """
 
     place: str
     what: str
@@ -49,6 +52,14 @@ def _removes_checkpoint(path: Any, *_: Any, **__: Any) -> bool:
     return str(path).endswith(".removed")
 
 
+def _of_fragments(descriptor: int) -> bool:
+    return Path(os.readlink(f"/proc/self/fd/{descriptor}")).name.startswith("fragments-")
+
+
+def _is_manifest(path: Any, *_: Any) -> bool:
+    return Path(path).parent.name.endswith(".staging") and Path(path).name == "manifest.json"
+
+
 PLACES: dict[str, tuple[str, str, Callable[..., bool], bool]] = {
     # place: (module, what is called there, of which calls, before it or behind it)
     "data": ("reranker.train.loop", "take", _any, True),
@@ -59,7 +70,9 @@ PLACES: dict[str, tuple[str, str, Callable[..., bool], bool]] = {
     "stepped": ("reranker.train.engine", "Engine.step", _any, False),
     "evaluate": ("reranker.train.events", "RunEvents.evaluate", _any, True),
     "writing": ("reranker.train.checkpoint", "write_fragments", _any, True),
+    "flushing": ("os", "fsync", _of_fragments, True),
     "written": ("reranker.train.checkpoint", "write_fragments", _any, False),
+    "listing": ("reranker.train.checkpoint", "write_json", _is_manifest, True),
     "naming": ("os", "replace", _names_checkpoint, True),
     "named": ("os", "replace", _names_checkpoint, False),
     "pruning": ("shutil", "rmtree", _removes_checkpoint, True),
@@ -137,6 +150,21 @@ def stall_here() -> None:
     time.sleep(FOREVER)
 
 
+def hold_here(mark: str) -> None:
+    """Where a rank stands until `release`."""
+    while not _released(mark).exists():
+        time.sleep(0.01)
+
+
+def release(mark: Path | str) -> None:
+    """Let the rank go on that has left this mark."""
+    _released(mark).touch()
+
+
+def _released(mark: Path | str) -> Path:
+    return Path(f"{mark}.released")
+
+
 def _act(fault: Fault, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     if fault.mark:
         Path(fault.mark).touch()
@@ -148,8 +176,9 @@ def _act(fault: Fault, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         os.kill(os.getpid(), signal.SIGSTOP)
     elif fault.what == "stall":
         stall_here()
-    elif fault.what == "wait":
-        time.sleep(4)
+    elif fault.what == "hold":
+        assert fault.mark is not None
+        hold_here(fault.mark)
     elif fault.what == "raise":
         raise RuntimeError("a defect of ours")
     elif fault.what == "full":

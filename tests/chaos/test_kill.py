@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import filecmp
+import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from reranker.train.checkpoint import DIRECTORY, Pieces, damage, newest, read_state, read_weights
+from tests.chaos.faults import Fault, start_hurt
 from tests.distributed.conftest import Inputs, records
 from tests.distributed.ranks import Finished, start, train, until
 
-STEPS = 60
+STEPS = 24
 
 
 def settings(**more: Any) -> dict[str, Any]:
-    """60 steps with a checkpoint behind each; only the newest one is kept."""
+    """24 steps with a checkpoint behind each; only the newest one is kept."""
     return {
         "batch.per_gpu": 16, "train.epochs": STEPS // 3, "train.save_every": 1, "train.keep_last": 1,
         "precision": "fp32", "deepspeed": "zero2", **more,
@@ -38,20 +41,13 @@ def steps_saved(run_dir: Path) -> int:
     return int(read_state(path)["step"])
 
 
-def killed_while_writing(inputs: Inputs, run: Path, file: str, victims: tuple[int, ...]) -> list[Finished]:
-    """Train on 2 ranks and kill -9 `victims` the moment that `file` stands in a staging directory."""
-    job = start(2, ["train", *inputs.overrides(run, **settings())])
-    before = steps_saved(run)
+def killed_while_writing(
+    inputs: Inputs, run: Path, mark: Path, place: str, rank: int, victims: tuple[int, ...]
+) -> list[Finished]:
+    """Train on 2 ranks, hold `rank` where it comes to this place of its third save, and kill -9 `victims` then."""
+    job = start_hurt(2, ["train", *inputs.overrides(run, **settings())], [Fault(place, "hold", 3, rank, str(mark))])
     try:
-
-        def writing() -> bool:
-            assert job.running, f"the training was over before {file} was seen"
-            return any(
-                (staging / file).exists() and int(staging.name[len(".step-") : -len(".staging")]) >= before + 3
-                for staging in (run / DIRECTORY).glob(".step-*.staging")
-            )
-
-        until(writing, lambda: f"{file} was never seen in a staging directory")
+        until(lambda: mark.exists() or not job.running, job.errors)
         job.kill(*victims)
         return job.wait()
     finally:
@@ -64,30 +60,71 @@ def test_a_checkpoint_is_whole_or_absent_whenever_ranks_are_killed_while_writing
     whole, run = tmp_path / "whole", tmp_path / "run"
     train(2, inputs.overrides(whole, **settings()))
     moments = [
-        ("", (0,)),
-        ("", (1,)),
-        ("fragments-00000.safetensors", (0,)),
-        ("fragments-00001.safetensors", (1,)),
-        ("fragments-00001.safetensors", (0, 1)),
-        ("state.json", (0,)),
-        ("state.json", (0, 1)),
+        ("writing", 0, (0,)),
+        ("writing", 1, (1,)),
+        ("flushing", 0, (0,)),
+        ("flushing", 1, (1,)),
+        ("flushing", 1, (0, 1)),
+        ("listing", 0, (0,)),
+        ("listing", 0, (0, 1)),
+        ("naming", 0, (0, 1)),
     ]
     saved = 0
-    for file, victims in moments:
-        ranks = killed_while_writing(inputs, run, file, victims)
+    for moment, (place, held, victims) in enumerate(moments):
+        ranks = killed_while_writing(inputs, run, tmp_path / f"mark-{moment}", place, held, victims)
         for number, rank in enumerate(ranks):
-            assert rank.code == -9 if number in victims else rank.code != 0, (file, victims, rank.err)
-        now = steps_saved(run)
-        assert now >= saved + 2, "the checkpoints before the one that was torn are lost"
-        saved = now
+            assert rank.code == -9 if number in victims else rank.code not in (0, -9), (place, victims, rank.err)
+        assert steps_saved(run) == saved + 2, "the checkpoints before the one that was torn are lost"
+        saved += 2
     assert saved < STEPS
-    # The same command once more: after seven deaths the losses are those of a training that had none.
+    # The same command once more: after eight deaths the losses are those of a training that had none.
     ranks = train(2, inputs.overrides(run, **settings()))
     assert f"resuming behind step {saved}\n" in ranks[0].err
     assert [step for step, _ in losses(run)] == list(range(1, STEPS + 1))
     assert losses(run) == losses(whole)
     assert filecmp.cmp(run / "model" / "model.safetensors", whole / "model" / "model.safetensors", shallow=False)
     assert [path.name for path in (run / DIRECTORY).iterdir()] == [f"step-{STEPS:08d}"]
+
+
+def train_noting_flushes(argv: list[str]) -> int:
+    """The life of a rank that notes in what order its records are flushed and its checkpoints get their names."""
+    from reranker.cli import main
+
+    noted, fsync, replace = argv[0], os.fsync, os.replace
+
+    def note(*words: Any) -> None:
+        with open(noted, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps(words) + "\n")
+
+    def flushed(descriptor: int) -> None:
+        fsync(descriptor)
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        if path.name == "metrics.jsonl":
+            note("records", max(record["step"] for record in records(path.parent)))
+
+    def renamed(source: Any, target: Any) -> None:
+        if str(source).endswith(".staging"):
+            note("checkpoint", int(Path(target).name.removeprefix("step-")))
+        replace(source, target)
+
+    os.fsync, os.replace = flushed, renamed
+    return main(argv[1:])
+
+
+def test_the_records_of_a_checkpoint_are_on_the_disk_before_it_has_its_name(inputs: Inputs, tmp_path: Path) -> None:
+    noted = tmp_path / "noted"
+    values = settings(**{"train.save_every": 2, "train.max_steps": 6})
+    job = start(1, [str(noted), "train", *inputs.overrides(tmp_path / "run", **values)], function=train_noting_flushes)
+    (rank,) = job.wait()
+    assert rank.code == 0, rank.err
+    events, flushed, named = [json.loads(line) for line in noted.read_text("utf-8").splitlines()], 0, []
+    for what, step in events:
+        if what == "records":
+            flushed = step
+        else:
+            named.append(step)
+            assert flushed >= step, events
+    assert named == [2, 4, 6]
 
 
 @pytest.mark.parametrize("full", [(1,), (0, 1)], ids=["on-rank-1", "on-all-ranks"])

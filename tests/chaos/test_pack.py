@@ -56,7 +56,7 @@ def packing(directory: Path, until: str = "writing") -> Iterator[subprocess.Pope
 
 
 def none_left(session: int) -> bool:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while processes(session) and time.monotonic() < deadline:
         time.sleep(0.02)
     return not processes(session)

@@ -60,6 +60,23 @@ class Job:
     def running(self) -> bool:
         return any(process.is_alive() for process in self._processes)
 
+    @property
+    def left(self) -> list[int]:
+        """The processes that are alive in the sessions of the ranks: themselves, and what they have started.
+
+        By session: a fork's command line is that of the server, and says nothing.
+        """
+        sessions = {process.pid for process in self._processes}
+        found = []
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                state, _, _, session = path.read_text().rpartition(") ")[2].split()[:4]
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # ended meanwhile
+            if int(session) in sessions and state not in "ZX":
+                found.append(int(path.parent.name))
+        return found
+
     def kill(self, *ranks: int) -> None:
         """SIGKILL these ranks (none named: all) and the workers of each."""
         for rank in ranks or range(len(self._processes)):
@@ -88,6 +105,10 @@ class Job:
     def said(self, rank: int) -> str:
         """What a rank has written to standard error so far."""
         return self._texts()[rank][1]
+
+    def errors(self) -> str:
+        """What all ranks have written to standard error so far."""
+        return "".join(f"rank {rank}:\n{err}" for rank, (_, err) in enumerate(self._texts()))
 
     def wait(self) -> list[Finished]:
         """What each rank left. Ranks that outlast the deadline are killed, and the test fails."""
@@ -190,7 +211,7 @@ def until(condition: Callable[[], T], otherwise: Callable[[], str], deadline: fl
     end = time.monotonic() + deadline
     while not (value := condition()):
         assert time.monotonic() < end, otherwise()
-        time.sleep(0.001)
+        time.sleep(0.005)  # more often would take a core from the ranks
     return value
 
 
@@ -216,15 +237,21 @@ def environment(**extra: str) -> dict[str, str]:
     }  # fmt: skip
 
 
+_given_ports: set[int] = set()
+
+
 def free_port() -> int:
-    """A port that nobody listens on, below those that connections are given at random."""
+    """A port that nobody listens on, below those that connections are given at random; never the same one twice."""
     while True:
         port = random.SystemRandom().randrange(15_000, 32_000)
+        if port in _given_ports:
+            continue  # a job that was begun before may not listen on it yet
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
+            _given_ports.add(port)
             return port
 
 

@@ -58,17 +58,11 @@ def snapshot(directory: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in directory.rglob("*") if path.is_file()}
 
 
-def train_until_killed(world: int, overrides: list[str], run_dir: Path, step: int) -> None:
-    """Train, and kill -9 all ranks once `step` is recorded and a checkpoint is there."""
-    job = start(world, ["train", *overrides])
+def train_until_killed(world: int, overrides: list[str], mark: Path, step: int) -> None:
+    """Train, and kill -9 all ranks while the last one stands in the data behind `step`."""
+    job = start_hurt(world, ["train", *overrides], [Fault("data", "hold", step + 1, world - 1, str(mark))])
     try:
-        metrics = run_dir / "metrics.jsonl"
-
-        def reached() -> bool:
-            lines = metrics.read_text("utf-8").splitlines() if metrics.exists() else []
-            return len(lines) > step or not job.running
-
-        until(reached, lambda: f"step {step} was never recorded")
+        until(lambda: mark.exists() or not job.running, job.errors)
         job.kill()
         codes = [rank.code for rank in job.wait()]
     finally:
@@ -105,9 +99,10 @@ def test_resume_of_a_killed_training_is_bitwise_the_uninterrupted_one(
 
     run = tmp_path / "killed"
     again = inputs.overrides(run, **values)
-    train_until_killed(2, again, run, step=4)
+    # The save of step 6 has waited for that of step 3, and goes on beside step 7.
+    train_until_killed(2, again, tmp_path / "mark", step=7)
     stopped = last_checkpoint(run)
-    assert "step-00000003" <= stopped.name < f"step-{STEPS:08d}"
+    assert stopped.name in ("step-00000003", "step-00000006")
     ranks = train(2, again)
     assert f"{stopped}: resuming behind step {int(stopped.name[-8:])}\n" in ranks[0].err
 

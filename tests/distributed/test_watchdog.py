@@ -28,7 +28,9 @@ from reranker.train.watchdog import DIRECTORY, Watchdog, follows
 from tests.distributed.ranks import Finished, Job, start, until
 
 HALF_AN_HOUR = 1800.0
-HANG, SILENCE = 2.0, 3.0
+HANG, SILENCE = 4.0, 6.0
+"""Seconds, where one of them is what a test is about. Elsewhere they are AMPLE: a slow machine is no mishap."""
+AMPLE = 60.0
 STEPS, MISHAP = 6, 3
 VERDICT = re.compile(r"^reranker: error: (.*); stacks and batches of every rank: (.*)$", re.MULTILINE)
 Mishap = Callable[[Watchdog], None]
@@ -84,6 +86,19 @@ def without_limit(watchdog: Watchdog) -> None:
     time.sleep(1.5 * HANG)
 
 
+LIMITS: dict[Mishap, tuple[float, float]] = {
+    # mishap: (seconds of a hang, of silence)
+    asleep: (HANG, AMPLE),
+    stopped: (AMPLE, SILENCE),
+    holds_the_interpreter: (AMPLE, SILENCE),
+    slow: (HANG, AMPLE),
+    breaks_the_watchdog: (HANG, SILENCE),
+    forks: (HANG, SILENCE),
+    well: (HANG, SILENCE),
+    without_limit: (math.inf, SILENCE),
+}
+
+
 def training(argv: list[str]) -> int:
     """What a training is to a watchdog: steps of collectives; in one of them a rank has a mishap.
 
@@ -91,7 +106,7 @@ def training(argv: list[str]) -> int:
     """
     directory, mishap, victim = Path(argv[0]), getattr(sys.modules[__name__], argv[1]), int(argv[2])
     ranks = join(Device.cpu, HALF_AN_HOUR)
-    watchdog = Watchdog(ranks, directory, math.inf if mishap is without_limit else HANG, SILENCE)
+    watchdog = Watchdog(ranks, directory, *LIMITS.get(mishap, (AMPLE, AMPLE)))
     worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(HALF_AN_HOUR,), daemon=True)
     worker.start()
     (directory / f"pids-{ranks.rank}").write_text(f"{os.getpid()} {worker.pid}")
@@ -138,7 +153,7 @@ def run(directory: Path, mishap: Mishap, victim: int = 1, world: int = 3) -> lis
         until(lambda: not job.running, lambda: f"a rank goes on: {job._texts()}")
         for rank in set(range(world)) - {victim}:
             _, worker = map(int, (directory / f"pids-{rank}").read_text().split())
-            until(lambda worker=worker: not lives(worker), lambda rank=rank: f"the worker of rank {rank} lives", 20.0)  # type: ignore[misc]
+            until(lambda worker=worker: not lives(worker), lambda rank=rank: f"the worker of rank {rank} lives")  # type: ignore[misc]
         return job.wait()
     finally:
         job.end()

@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 from reranker.train.checkpoint import checkpoint_directories, damage
+from tests.chaos.faults import Fault, release, start_hurt
 from tests.distributed.conftest import make_inputs, records
-from tests.distributed.ranks import start, until
+from tests.distributed.ranks import until
 
 STEPS = 90
 
@@ -24,16 +25,21 @@ def main() -> int:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], check=True)
     values = {"batch.per_gpu": 8, "train.epochs": STEPS // 3, "train.save_every": 6, "train.keep_last": 1,
               "precision": "fp32", "deepspeed": "zero2"}  # fmt: skip
-    job = start(2, ["train", *inputs.overrides(run, **values)])
+    # Held behind the first checkpoint until the disk is full, and behind the one that fails until there is room again.
+    marks = [place / "mark-0", place / "mark-1"]
+    faults = [Fault("data", "hold", nth, 0, str(mark)) for nth, mark in zip((8, 14), marks, strict=True)]
+    job = start_hurt(2, ["train", *inputs.overrides(run, **values)], faults)
     ballast = disk / "ballast"
     try:
-        until(lambda: checkpoint_directories(run) or not job.running, lambda: "no checkpoint")
+        until(lambda: (marks[0].exists() and checkpoint_directories(run)) or not job.running, job.errors)
         with open(ballast, "wb", buffering=0) as stream, contextlib.suppress(OSError):  # full
             while stream.write(b"0" * 4096):
                 continue
-        until(lambda: "not saved" in job.said(0) or not job.running, lambda: "the full disk was not met")
+        release(marks[0])
+        until(lambda: (marks[1].exists() and "not saved" in job.said(0)) or not job.running, job.errors)
         whole_meanwhile = [path.name for path in checkpoint_directories(run) if damage(path) is None]
         ballast.unlink()
+        release(marks[1])
         ranks = job.wait()
     finally:
         job.end()

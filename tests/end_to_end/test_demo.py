@@ -110,7 +110,7 @@ def test_the_exported_model_scores_a_right_passage_above_a_wrong_one(printed: st
     assert scores[0] > scores[1]
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(3100)
 def test_a_second_run_trains_and_scores_nothing_again(printed: str) -> None:
     before = {path: path.stat().st_mtime_ns for path in RUN.glob("checkpoints/*/*")}
     table = (RUN / "report" / "table.json").read_bytes()

@@ -24,7 +24,7 @@ PROGRAMS = {"munged": "munge", "slurmctld": "slurmctld", "slurmd": "slurmd", "sr
 NODES = ("n1", "n2")
 PREFIX = f"krr{os.getpid()}"  # of the names of namespaces: another cluster, or what a killed one left, has others
 NETWORK = "10.231.7"  # exists inside the namespaces only
-DEADLINE = 150.0
+DEADLINE = 300.0
 """Seconds after which a wait is given up and the test fails: far beyond what anything here takes."""
 
 
@@ -46,7 +46,10 @@ def install() -> None:
             "env": {**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
         }
         subprocess.run(["apt-get", "update", "-qq"], **quiet)
-        subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing], **quiet)
+        subprocess.run(
+            ["apt-get", "install", "-o", "DPkg::Lock::Timeout=300", "-y", "-qq", "--no-install-recommends", *missing],
+            **quiet,
+        )
 
 
 def address(host: str) -> str:

@@ -5,6 +5,7 @@ Each must go on by itself and end as the same training does on one machine that 
 
 from __future__ import annotations
 
+import contextlib
 import filecmp
 import json
 import os
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from reranker.train.checkpoint import DIRECTORY, checkpoint_directories, damage
+from reranker.train.owner import Owner, current
 from tests.distributed.conftest import Inputs, records
 from tests.distributed.ranks import ROOT, environment, naming, train
 from tests.slurm.cluster import Cluster, until
@@ -40,15 +42,17 @@ def whole(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Submitted:
-    """A training that was submitted."""
+    """A training that was submitted; what is started of it first stands still behind step `hold` until its `release`."""
 
-    def __init__(self, cluster: Cluster, inputs: Inputs, directory: Path, slow: float = 0.5, **more: str) -> None:
+    def __init__(self, cluster: Cluster, inputs: Inputs, directory: Path, hold: int | None = None, **more: str) -> None:
         self.cluster, self.run, self.out = cluster, directory / "run", directory / "job.out"
+        self.hold, self._released = hold, directory / "released"
+        held = {} if hold is None else {"TEST_HOLD": str(hold), "TEST_RELEASE": str(self._released)}
         options = {"nodes": "2", "gpus-per-node": "2", "ntasks-per-node": "2", "output": str(self.out), **more}
         self.number = cluster.run(
             "sbatch", "--parsable", *(f"--{key}={value}" for key, value in options.items()),
             str(ROOT / "launch" / "train.sbatch"), *inputs.overrides(self.run, **settings()),
-            **environment(TEST_SLOW_STEP=str(slow), PYTHONPATH=f"{ROOT / 'tests' / 'slurm' / 'slow'}:{ROOT}"),
+            **environment(**held, PYTHONPATH=f"{ROOT / 'tests' / 'slurm' / 'held'}:{ROOT}"),
         ).strip()  # fmt: skip
 
     @property
@@ -69,8 +73,22 @@ class Submitted:
         lines = path.read_text().splitlines() if path.exists() else []
         return json.loads(lines[-1])["step"] if lines else 0
 
-    def at_step(self, step: int) -> None:
-        until(lambda: self.step() >= step, self.told)
+    def is_held(self) -> None:
+        """Wait until it is."""
+        assert self.hold is not None
+        until(lambda: self.step() == self.hold, self.told)
+
+    def release(self) -> None:
+        self._released.touch()
+
+    def is_asked_to_stop(self) -> None:
+        """Wait until every rank has heard it."""
+
+        def heard() -> bool:
+            logs = [path.read_text() for path in self.run.glob("jobs/*/restart-0/rank-*.log")]
+            return len(logs) == WORLD and all("stopping behind this step" in log for log in logs)
+
+        until(heard, self.told)
 
     def ended(self, state: str = "COMPLETED") -> None:
         over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
@@ -89,7 +107,7 @@ def assert_as_if_nothing_had_happened(run: Path, whole: Path) -> None:
 
 
 def test_two_nodes_train_as_one_machine_does(cluster: Cluster, inputs: Inputs, whole: Path, tmp_path: Path) -> None:
-    job = Submitted(cluster, inputs, tmp_path, slow=0)
+    job = Submitted(cluster, inputs, tmp_path)
     job.ended()
     assert_as_if_nothing_had_happened(job.run, whole)
     kept = job.run / "jobs" / job.number
@@ -102,10 +120,12 @@ def test_two_nodes_train_as_one_machine_does(cluster: Cluster, inputs: Inputs, w
 def test_a_preempted_job_saves_is_queued_again_and_goes_on(
     cluster: Cluster, inputs: Inputs, whole: Path, tmp_path: Path
 ) -> None:
-    job = Submitted(cluster, inputs, tmp_path)
-    job.at_step(3)
+    job = Submitted(cluster, inputs, tmp_path, hold=3)
+    job.is_held()
     urgent = cluster.run("sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--exclusive",
                          f"--output={tmp_path}/urgent.out", "--wrap=sleep 1").strip()  # fmt: skip
+    job.is_asked_to_stop()
+    job.release()
     until(lambda: cluster.job(urgent)["JobState"] == "COMPLETED", job.told)
     job.ended()
     assert job.restarts >= 1
@@ -113,14 +133,20 @@ def test_a_preempted_job_saves_is_queued_again_and_goes_on(
     assert_as_if_nothing_had_happened(job.run, whole)
 
 
+def is_rank(pid: int, rank: int) -> bool:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # ended meanwhile
+        command, variables = (Path(f"/proc/{pid}/{name}").read_bytes().split(b"\0") for name in ("cmdline", "environ"))
+        return b"reranker.train" in command and f"RANK={rank}".encode() in variables
+    return False
+
+
 def test_a_killed_rank_is_told_and_the_job_goes_on(
     cluster: Cluster, inputs: Inputs, whole: Path, tmp_path: Path
 ) -> None:
-    job = Submitted(cluster, inputs, tmp_path)
-    job.at_step(5)
-    ranks = [pid for pid in naming(str(job.run)) if b"reranker.train" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    ranks = [pid for pid in ranks if b"RANK=2\0" in Path(f"/proc/{pid}/environ").read_bytes().replace(b"\0LOCAL_", b"")]
-    os.kill(min(ranks), signal.SIGKILL)
+    job = Submitted(cluster, inputs, tmp_path, hold=5)
+    job.is_held()
+    (rank,) = [pid for pid in naming(str(job.run)) if is_rank(pid, 2)]
+    os.kill(rank, signal.SIGKILL)
     job.ended()
     assert job.restarts == 1
     assert "for the 1. time behind step-" in job.out.read_text()
@@ -128,8 +154,8 @@ def test_a_killed_rank_is_told_and_the_job_goes_on(
 
 
 def test_a_cancelled_job_ends_for_good(cluster: Cluster, inputs: Inputs, tmp_path: Path) -> None:
-    job = Submitted(cluster, inputs, tmp_path)
-    job.at_step(3)
+    job = Submitted(cluster, inputs, tmp_path, hold=3)
+    job.is_held()
     cluster.run("scancel", job.number)
     job.ended("CANCELLED")
     assert job.restarts == 0
@@ -153,8 +179,11 @@ def test_a_mistake_ends_the_job_with_one_line(cluster: Cluster, inputs: Inputs, 
 def test_a_job_at_its_time_limit_is_queued_again_and_goes_on(
     cluster: Cluster, inputs: Inputs, whole: Path, tmp_path: Path
 ) -> None:
-    # SLURM looks at limits every half minute: the signal comes between 15 and 45 s after the start.
-    job = Submitted(cluster, inputs, tmp_path, slow=2, time="1", signal="B:USR1@20")
+    # SLURM looks at limits every half minute: the signal comes between 75 and 105 s after the start.
+    job = Submitted(cluster, inputs, tmp_path, hold=3, time="2", signal="B:USR1@20")
+    job.is_held()
+    job.is_asked_to_stop()
+    job.release()
     job.ended()
     assert job.restarts >= 1
     assert "stopped as asked behind step-" in job.out.read_text()
@@ -164,8 +193,8 @@ def test_a_job_at_its_time_limit_is_queued_again_and_goes_on(
 def test_a_node_that_loses_power_and_returns_costs_a_restart(
     cluster: Cluster, inputs: Inputs, whole: Path, tmp_path: Path
 ) -> None:
-    job = Submitted(cluster, inputs, tmp_path)
-    job.at_step(4)
+    job = Submitted(cluster, inputs, tmp_path, hold=4)
+    job.is_held()
     cluster.crash("n2")
     until(lambda: job.restarts == 1, job.told)
     cluster.boot("n2")
@@ -173,16 +202,24 @@ def test_a_node_that_loses_power_and_returns_costs_a_restart(
     assert_as_if_nothing_had_happened(job.run, whole)
 
 
+def owner(run: Path) -> Owner:
+    found = current(run)
+    assert found is not None
+    return found
+
+
 def test_a_training_on_a_node_that_was_cut_off_writes_no_checkpoint_once_another_goes_on(
     cluster: Cluster, inputs: Inputs, tmp_path: Path
 ) -> None:
     alone = tmp_path / "alone"
     train(2, inputs.overrides(alone, **settings()))
-    job = Submitted(cluster, inputs, tmp_path, slow=3, nodes="1")
-    job.at_step(2)
+    job = Submitted(cluster, inputs, tmp_path, hold=2, nodes="1")
+    job.is_held()
     node = cluster.job(job.number)["NodeList"]
     cluster.cut(node)
     try:
+        until(lambda: owner(job.run).restart == 1, job.told)
+        job.release()
         log = job.run / "jobs" / job.number / "restart-0" / "rank-00000.log"
         until(lambda: "a training that was begun later" in log.read_text(), job.told)
         job.ended()

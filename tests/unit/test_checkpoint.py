@@ -17,6 +17,7 @@ from reranker.files import sha256
 from reranker.train.checkpoint import Pieces, Retention, damage, find, newest, prune, read_state, read_weights, save
 from reranker.train.distributed import Ranks
 from reranker.train.fragments import KINDS, Fragment, read_parameter
+from reranker.train.owner import Owner, TakenOver
 
 KEEP_ALL = Retention(last=99)
 TENSORS = {
@@ -371,7 +372,27 @@ def test_every_file_and_name_is_on_the_disk_before_the_checkpoint_has_its_name(
     manifest = before.index(("renamed", str(staging / "manifest.json")))
     assert before.index(("flushed", str(staging / "fragments-00000.safetensors"))) < manifest
     assert ("flushed", str(staging)) in before[manifest:]
+    assert ("flushed", str(tmp_path)) in before  # which names the directory of checkpoints
     assert ("flushed", str(path.parent)) in after
+
+
+def test_what_another_training_saved_meanwhile_is_not_pruned(ranks: Ranks, tmp_path: Path) -> None:
+    older = write(tmp_path, 5, ranks)
+    owner, times = Owner.new(), []
+    owner.take(tmp_path)
+
+    def owned() -> None:
+        times.append("asked")
+        if len(times) == 3:  # between the name and the end of reading it back
+            Owner("another", "elsewhere", None, 0).take(tmp_path)
+            write(tmp_path, 9, ranks)
+        owner.check(tmp_path)
+
+    with pytest.raises(TakenOver):
+        save(tmp_path, 6, list(fragments()), {}, ranks, Retention(1), owned)
+    left = sorted(path.name for path in older.parent.iterdir())
+    assert left == ["step-00000005", "step-00000006", "step-00000009"]
+    assert [damage(path) for path in older.parent.iterdir()] == [None] * 3
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

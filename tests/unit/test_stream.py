@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -147,15 +148,23 @@ def test_micro_batches_follow_the_plan_and_fill_the_rest_with_ghosts(tokenizer: 
     assert fields(ghosts[0]) == fields(ghost(tokenizer.pad_token_id))
 
 
+def ignored(pid: int) -> int:
+    """The signals that a process ignores, as bits."""
+    return int(re.search(r"SigIgn:\s+([0-9a-f]+)", Path(f"/proc/{pid}/status").read_text())[1], 16)  # type: ignore[index]
+
+
 def test_workers_outlive_the_signals_that_end_a_training(tokenizer: Any, shards: Path) -> None:
     whole = [fields(batch) for batch in batches(tokenizer, shards)]
     left = iter(batches(tokenizer, shards, workers=2))
     found = [fields(next(left))]
     workers = multiprocessing.active_children()
     assert len(workers) == 2
-    for worker in workers:
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            os.kill(int(worker.pid or 0), number)
+    numbers = (signal.SIGTERM, signal.SIGUSR1)
+    for pid in (int(worker.pid or 0) for worker in workers):
+        while not all(ignored(pid) >> (number - 1) & 1 for number in numbers):
+            time.sleep(0.01)  # before, it has the handlers of its rank
+        for number in numbers:
+            os.kill(pid, number)
     assert found + [fields(batch) for batch in left] == whole
 
 
