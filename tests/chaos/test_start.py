@@ -20,7 +20,9 @@ def test_a_request_to_stop_while_a_rank_still_imports_is_kept(
     inputs: Inputs, tmp_path: Path, module: list[str], name: str
 ) -> None:
     command = [sys.executable, "-m", *module, *inputs.overrides(tmp_path / "run", precision="fp32")]
-    rank = subprocess.Popen(command, env=environment(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    rank = subprocess.Popen(
+        command, env=environment(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     try:
         maps = Path(f"/proc/{rank.pid}/maps")
         until(lambda: "libtorch" in maps.read_text() or rank.poll() is not None, lambda: "torch is not imported")
