@@ -36,6 +36,8 @@ _FUNCTIONS = {
     "index": "reranker.prepare.foreign:index_command",
     "data inspect": "reranker.prepare.inspect:inspect_command",
     "data verify": "reranker.prepare.verify:verify_command",
+    "submit": "reranker.cluster.submit:submit_command",
+    "jobs": "reranker.cluster.jobs:jobs_command",
     "checkpoint list": "reranker.train.checkpoints:list_command",
     "checkpoint verify": "reranker.train.checkpoints:verify_command",
     "replay": "reranker.train.replay:replay_command",
@@ -47,12 +49,13 @@ _FUNCTIONS = {
 _DIRECTORY = {
     "data inspect": "shards",
     "data verify": "shards",
+    "jobs": "runs",
     "checkpoint list": "run",
     "checkpoint verify": "path",
     "replay": "checkpoint",
 }
 """The key that a lone directory is the value of, in the commands that take one."""
-_TO_READ = ("score", "data inspect", "checkpoint list", "replay")
+_TO_READ = ("score", "data inspect", "jobs", "checkpoint list", "replay")
 """Commands whose output is all that they are for."""
 _OUTSIDE = ("prepare",)
 """Commands that run others: behind Hydra, which does not run in itself."""

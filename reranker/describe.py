@@ -26,10 +26,10 @@ def carried_directory(name: str) -> Path:
 
 @functools.cache
 def field_docs(config: type) -> dict[str, str]:
-    """{field: the line under it} of a config dataclass."""
+    """{field: the line under it} of a config dataclass, those that it inherits among them."""
+    docs = dict(field_docs(base)) if (base := config.__base__) and dataclasses.is_dataclass(base) else {}
     body = ast.parse(inspect.getsource(config)).body[0]
     assert isinstance(body, ast.ClassDef)
-    docs = {}
     for statement, following in zip(body.body, body.body[1:], strict=False):
         if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr):
             assert isinstance(statement.target, ast.Name)

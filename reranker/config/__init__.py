@@ -8,6 +8,7 @@ documentation: `reranker <command> --help` prints it. Nothing here imports torch
 from __future__ import annotations
 
 from reranker.config.checking import CheckConfig
+from reranker.config.cluster import JobsConfig, SubmitConfig
 from reranker.config.mining import MineConfig
 from reranker.config.models import DemoConfig, EvaluateConfig, ExportConfig, ScoreConfig
 from reranker.config.preparing import PrepareConfig
@@ -25,6 +26,8 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "data inspect": (DataInspectConfig, "tell what shards hold and what micro-batches of them cost"),
     "data verify": (DataVerifyConfig, "compare every byte of shards with their checksums"),
     "train": (TrainConfig, "train a cross-encoder reranker"),
+    "submit": (SubmitConfig, "train as a SLURM job: checked, shown and submitted"),
+    "jobs": (JobsConfig, "list trainings that were submitted: state, step, loss, time left, restarts"),
     "checkpoint list": (CheckpointListConfig, "list the checkpoints of a run"),
     "checkpoint verify": (CheckpointVerifyConfig, "compare every byte of checkpoints with their checksums"),
     "replay": (ReplayConfig, "run one optimizer step from a checkpoint once more and tell of each group"),
@@ -34,5 +37,5 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "demo": (DemoConfig, "prepare the demo's documents, training groups and base model"),
 }
 
-WITH_GROUPS = {"train": "", "translate": "", "prepare": "prepare"}
+WITH_GROUPS = {"train": "", "submit": "", "translate": "", "prepare": "prepare"}
 """Commands that choose among the yamls of directories, and where in conf/ those directories are."""

@@ -1,0 +1,131 @@
+"""What is submitted to SLURM, and what is refused before anything is; what `reranker jobs` reads of run directories."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reranker.cli import main
+from reranker.cluster.jobs import duration, run_directories, training
+from reranker.data.manifest import load_manifest
+from tests.distributed.ranks import ROOT
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "submit.txt"
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("data")
+    groups = directory / "groups.jsonl"
+    lines = [json.dumps({"query": f"q{n}", "pos": [f"p{n}"], "neg": [f"n{n}"]}) + "\n" for n in range(100)]
+    groups.write_text("".join(lines), encoding="utf-8")
+    assert main(["pack", f"groups={groups}", f"output={directory / 'shards'}"]) == 0
+    assert load_manifest(directory / "shards").groups == 100
+    return directory / "shards"
+
+
+def test_a_dry_run_prints_the_batch_arithmetic_and_the_command(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["recipe=ko_reranker", f"data.shards={shards}", f"run_dir={tmp_path / 'run'}", "slurm.nodes=2",
+                 "slurm.partition=gpu", "slurm.time=24:00:00", "slurm.options=['--constraint=h100']", "slurm.chain=2",
+                 "dry_run=true", "name=two words"]  # fmt: skip
+    assert main(["submit", *arguments]) == 0
+    said = capsys.readouterr().out
+    for place, name in ((shards, "SHARDS"), (tmp_path, "DIR"), (ROOT, "ROOT")):
+        said = said.replace(str(place), name)
+    assert said == GOLDEN.read_text("utf-8")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_words_of_the_job_are_those_of_the_training(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"data.shards={shards}", f"run_dir={tmp_path / 'a b'}", "train.accept=[model]", "optim.lr=1e-5"]
+    assert main(["submit", "slurm.gpus_per_node=1", *words, "dry_run=true", "slurm.nodes=1"]) == 0
+    command = shlex.split(capsys.readouterr().out.splitlines()[-2])
+    assert command[-len(words) :] == words
+    assert command[-len(words) - 1].endswith("launch/train.sbatch")
+
+
+MISTAKES = [
+    (["slurm.nodes=3", "batch.per_gpu=1"], "batch: found groups=32, per_gpu=1, ranks=24, expected 32 to be a multiple of 1 x 24; set batch.groups to a multiple of 24"),
+    (["slurm.nodes=0"], "slurm.nodes: found 0, expected 1 or more; change the value"),
+    (["slurm.gpus_per_node=0"], "slurm.ranks_per_node: found 0, expected 1 or more; change the value"),
+    (["slurm.options=[constraint]"], "slurm.options: found constraint, expected an option of sbatch, as --constraint=h100; change the value"),
+    (["optim.lr=-1"], "optim.lr: found -1.0, expected 0 or more; change the value"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "line"), MISTAKES)
+def test_a_mistake_is_one_line_and_nothing_is_submitted(
+    arguments: list[str], line: str, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["submit", f"data.shards={shards}", f"run_dir={tmp_path / 'run'}", *arguments]) == 2
+    assert capsys.readouterr().err == f"reranker: error: {line}\n"
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_slurm_submit_says_so(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["submit", f"data.shards={shards}", f"run_dir={tmp_path / 'run'}"]) == 2
+    assert capsys.readouterr().err == (
+        "reranker: error: sbatch: found no such program, expected the commands of SLURM on this machine; run it on the "
+        "cluster's login node, or say dry_run=true\n"
+    )
+
+
+def write_run(run: Path, records: list[dict[str, Any]], jobs: dict[str, int], **train: Any) -> None:
+    """A run directory as a training leaves it; `jobs` are {number: restarts}."""
+    for job, restarts in jobs.items():
+        for restart in range(restarts + 1):
+            (run / "jobs" / job / f"restart-{restart}").mkdir(parents=True)
+    (run / "config.json").write_text(json.dumps({"train": {"epochs": 3, "max_steps": None, **train}}))
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records) + '{"step": 9')
+
+
+def record(step: int, epoch: float) -> dict[str, Any]:
+    return {"step": step, "epoch": epoch, "train/loss": 0.5, "system/step_seconds": 2.0}
+
+
+def test_jobs_tell_step_loss_time_left_and_restarts(tmp_path: Path) -> None:
+    write_run(tmp_path / "a" / "run", [record(1, 0.05), {"step": 2, "eval/mrr": 0.1}, record(4, 0.2)], {"7": 2})
+    assert list(run_directories(tmp_path)) == [tmp_path / "a" / "run"]
+    found = training(tmp_path / "a" / "run", {"7": "RUNNING"})
+    assert (found.job, found.state, found.step, found.steps, found.loss, found.restarts) == (
+        "7", "RUNNING", 4, 60, 0.5, 2,
+    )  # fmt: skip
+    assert found.seconds_left == 56 * 2.0
+    assert duration(56 * 2.0) == "0:01:52"
+    assert duration(100_000) == "1d 3:46:40"
+
+
+def test_jobs_that_slurm_has_forgotten_are_told_by_their_files(tmp_path: Path) -> None:
+    write_run(tmp_path, [record(20, 1.0)], {"7": 0, "8": 0}, max_steps=20)
+    assert training(tmp_path, {}).state == "ENDED"
+    (tmp_path / "model").mkdir()
+    assert training(tmp_path, {}).state == "DONE"
+    assert training(tmp_path, {}).seconds_left is None
+    (tmp_path / "requeue").touch()
+    assert training(tmp_path, {}).state == "STOPPED"
+    assert training(tmp_path, {"8": "PENDING"}).state == "PENDING"
+
+
+def test_in_a_chain_the_job_that_runs_is_shown(tmp_path: Path) -> None:
+    write_run(tmp_path, [record(20, 1.0)], {"7": 0, "8": 1, "9": 0})
+    found = training(tmp_path, {"8": "RUNNING", "9": "PENDING"})
+    assert (found.job, found.jobs, found.state, found.restarts) == ("8", 3, "RUNNING", 1)
+
+
+def test_jobs_of_a_directory_without_any_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["jobs", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == (
+        f"reranker: error: runs: found no jobs/ in or below {tmp_path}, expected run directories of submitted trainings; "
+        "submit one: reranker submit ...\n"
+    )
