@@ -97,8 +97,8 @@ class Cluster:
         assert done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout
 
-    def on(self, host: str, *command: str) -> subprocess.CompletedProcess[str]:
-        return self._inside(host, command)
+    def on(self, host: str, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        return self._inside(host, command, **variables)
 
     def job(self, number: str) -> dict[str, str]:
         """What SLURM says of a job."""

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.conftest import inputs
+from tests.distributed.conftest import Inputs, inputs
+from tests.distributed.ranks import train
 from tests.slurm.cluster import Cluster
+from tests.slurm.jobs import WORLD, settings
 
 __all__ = ["inputs"]
 
@@ -27,3 +29,11 @@ def cluster() -> Iterator[Cluster]:
     finally:
         cluster.stop()
         shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def whole(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of the training that nothing happens to, on one machine."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    train(WORLD, inputs.overrides(run, **settings()))
+    return run

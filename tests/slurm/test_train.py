@@ -6,104 +6,16 @@ Each must go on by itself and end as the same training does on one machine that 
 from __future__ import annotations
 
 import contextlib
-import filecmp
-import json
 import os
 import signal
 from pathlib import Path
-from typing import Any
 
-import pytest
-
-from reranker.train.checkpoint import DIRECTORY, checkpoint_directories, damage
+from reranker.train.checkpoint import DIRECTORY
 from reranker.train.owner import Owner, current
-from tests.distributed.conftest import Inputs, records
+from tests.distributed.conftest import Inputs
 from tests.distributed.ranks import ROOT, environment, naming, train
 from tests.slurm.cluster import Cluster, until
-
-STEPS = 12
-WORLD = 4
-
-
-def settings(**more: Any) -> dict[str, Any]:
-    """12 steps, a checkpoint behind every second one."""
-    return {
-        "batch.groups": 8, "batch.per_gpu": 2, "train.epochs": 1, "train.save_every": 2, "train.log_every": 1,
-        "precision": "fp32", "deepspeed": "zero1", "train.timeout": 20, **more,
-    }  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def whole(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run directory of the training that nothing happens to, on one machine."""
-    run = tmp_path_factory.mktemp("whole") / "run"
-    train(WORLD, inputs.overrides(run, **settings()))
-    return run
-
-
-class Submitted:
-    """A training that was submitted; what is started of it first stands still behind step `hold` until its `release`."""
-
-    def __init__(self, cluster: Cluster, inputs: Inputs, directory: Path, hold: int | None = None, **more: str) -> None:
-        self.cluster, self.run, self.out = cluster, directory / "run", directory / "job.out"
-        self.hold, self._released = hold, directory / "released"
-        held = {} if hold is None else {"TEST_HOLD": str(hold), "TEST_RELEASE": str(self._released)}
-        options = {"nodes": "2", "gpus-per-node": "2", "ntasks-per-node": "2", "output": str(self.out), **more}
-        self.number = cluster.run(
-            "sbatch", "--parsable", *(f"--{key}={value}" for key, value in options.items()),
-            str(ROOT / "launch" / "train.sbatch"), *inputs.overrides(self.run, **settings()),
-            **environment(**held, PYTHONPATH=f"{ROOT / 'tests' / 'slurm' / 'held'}:{ROOT}"),
-        ).strip()  # fmt: skip
-
-    @property
-    def state(self) -> str:
-        return self.cluster.job(self.number)["JobState"]
-
-    @property
-    def restarts(self) -> int:
-        return int(self.cluster.job(self.number)["Restarts"])
-
-    def told(self) -> str:
-        logs = sorted(self.run.glob("jobs/*/restart-*/*.log")) if self.run.exists() else []
-        text = "".join(f"\n--- {path.relative_to(self.run)}\n{path.read_text()[-2000:]}" for path in logs)
-        return f"{self.state}\n{self.out.read_text() if self.out.exists() else ''}{text}"
-
-    def step(self) -> int:
-        path = self.run / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return json.loads(lines[-1])["step"] if lines else 0
-
-    def is_held(self) -> None:
-        """Wait until it is."""
-        assert self.hold is not None
-        until(lambda: self.step() == self.hold, self.told)
-
-    def release(self) -> None:
-        self._released.touch()
-
-    def is_asked_to_stop(self) -> None:
-        """Wait until every rank has heard it."""
-
-        def heard() -> bool:
-            logs = [path.read_text() for path in self.run.glob("jobs/*/restart-0/rank-*.log")]
-            return len(logs) == WORLD and all("stopping behind this step" in log for log in logs)
-
-        until(heard, self.told)
-
-    def ended(self, state: str = "COMPLETED") -> None:
-        over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
-        until(lambda: self.state in over, self.told)
-        assert self.state == state, self.told()
-
-
-def assert_as_if_nothing_had_happened(run: Path, whole: Path) -> None:
-    """The same losses, each step once, and the same weights; checkpoints that are whole."""
-    assert [(one["step"], one["train/loss"]) for one in records(run)] == [
-        (one["step"], one["train/loss"]) for one in records(whole)
-    ]
-    model = "model/model.safetensors"
-    assert filecmp.cmp(run / model, whole / model, shallow=False)
-    assert [damage(path) for path in checkpoint_directories(run)] == [None] * len(list((run / DIRECTORY).iterdir()))
+from tests.slurm.jobs import Submitted, assert_as_if_nothing_had_happened, settings
 
 
 def test_two_nodes_train_as_one_machine_does(cluster: Cluster, inputs: Inputs, whole: Path, tmp_path: Path) -> None:
