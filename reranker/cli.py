@@ -38,6 +38,7 @@ _FUNCTIONS = {
     "data verify": "reranker.prepare.verify:verify_command",
     "submit": "reranker.cluster.submit:submit_command",
     "jobs": "reranker.cluster.jobs:jobs_command",
+    "doctor cluster": "reranker.cluster.doctor:doctor_command",
     "checkpoint list": "reranker.train.checkpoints:list_command",
     "checkpoint verify": "reranker.train.checkpoints:verify_command",
     "replay": "reranker.train.replay:replay_command",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Optional
 
+from reranker.config.common import Device
 from reranker.config.training import TrainConfig
 
 # omegaconf reads Optional[...] on every Python that we support; the X | None form it does not.
@@ -48,3 +49,17 @@ class JobsConfig:
     """Directory in which, or below which, the run directories of jobs are"""
     output: Optional[str] = None
     """JSON file for the same; null: the table is printed only"""
+
+
+@dataclass
+class DoctorConfig:
+    directory: str = "."
+    """Directory on the file system of the run directories, which all nodes must see"""
+    mib: int = 64
+    """MiB of the large all-reduce"""
+    device: Device = Device.auto
+    """auto: the GPU if there is one"""
+    timeout: float = 120.0
+    """Seconds that the ranks wait for one another"""
+    output: Optional[str] = None
+    """JSON file for every rank's facts; null: the table is printed only"""

@@ -8,6 +8,10 @@ _UNCUT = 400
 """Columns of a table in a pipe or a file: rich would cut it to 80."""
 
 
+class Alarm(str):
+    """A cell that is wrong: red where there are colours."""
+
+
 def print_table(
     columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[str] = (), wrapped: Sequence[str] = ()
 ) -> None:
@@ -25,5 +29,6 @@ def print_table(
         justify = "right" if name in numbers else "left"
         grid.add_column(Text(name), justify=justify, no_wrap=name not in wrapped, overflow="fold")  # type: ignore[arg-type]
     for row in rows:
-        grid.add_row(*map(Text, row))  # a text with brackets is no markup
+        # A text with brackets is no markup.
+        grid.add_row(*(Text(cell, style="bold red" if isinstance(cell, Alarm) else "") for cell in row))
     console.print(grid)
