@@ -293,6 +293,10 @@ MUTATIONS = [
         "tests/distributed/test_precision.py::test_fp16_resumes_with_the_scaler_as_it_was[2]",
     ),
     Mutation(
+        "a request to stop ends a rank that still imports", "train/__main__.py", "    hold()\n", "",
+        "tests/chaos/test_start.py::test_a_request_to_stop_while_a_rank_still_imports_is_kept[module0-SIGUSR1]",
+    ),
+    Mutation(
         "the second signal is not heard", "train/preemption.py",
         "os._exit(128 + numbers[0])", "pass",
         "tests/chaos/test_survive.py::test_a_second_signal_ends_at_once",
