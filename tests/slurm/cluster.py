@@ -36,9 +36,10 @@ def until(condition: Callable[[], T], otherwise: Callable[[], str], deadline: fl
     return value
 
 
-def install() -> None:
-    """The packages that are missing. Raises CalledProcessError with what apt said."""
-    missing = sorted({package for program, package in PROGRAMS.items() if shutil.which(program) is None})
+def install(programs: dict[str, str] = PROGRAMS) -> None:
+    """The packages that are missing, of {program: package}. Raises CalledProcessError with what apt said."""
+    path = f"{os.environ['PATH']}:/usr/sbin"
+    missing = sorted({package for program, package in programs.items() if shutil.which(program, path=path) is None})
     if missing:
         quiet = {
             "check": True,
