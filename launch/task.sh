@@ -8,4 +8,4 @@ export LOCAL_WORLD_SIZE=${SLURM_TASKS_PER_NODE%%[(,]*}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
 export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
 export TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-false}
-exec python -m reranker.train "$@"
+exec python "$(dirname "${BASH_SOURCE[0]}")/run.py" reranker.train "$@"

@@ -38,6 +38,7 @@ _FUNCTIONS = {
     "data verify": "reranker.prepare.verify:verify_command",
     "submit": "reranker.cluster.submit:submit_command",
     "jobs": "reranker.cluster.jobs:jobs_command",
+    "sweep show": "reranker.cluster.sweep:sweep_show_command",
     "doctor cluster": "reranker.cluster.doctor:doctor_command",
     "checkpoint list": "reranker.train.checkpoints:list_command",
     "checkpoint verify": "reranker.train.checkpoints:verify_command",
@@ -51,12 +52,13 @@ _DIRECTORY = {
     "data inspect": "shards",
     "data verify": "shards",
     "jobs": "runs",
+    "sweep show": "sweep",
     "checkpoint list": "run",
     "checkpoint verify": "path",
     "replay": "checkpoint",
 }
 """The key that a lone directory is the value of, in the commands that take one."""
-_TO_READ = ("score", "data inspect", "jobs", "checkpoint list", "replay")
+_TO_READ = ("score", "data inspect", "jobs", "sweep show", "checkpoint list", "replay")
 """Commands whose output is all that they are for."""
 _OUTSIDE = ("prepare",)
 """Commands that run others: behind Hydra, which does not run in itself."""
@@ -158,6 +160,8 @@ def run_command(command: str, arguments: list[str], work: Callable[[Any], int] |
     try:
         if sweeping and command == "train":
             _check_sweep(arguments)
+            if "hydra/launcher=slurm" in arguments:
+                importlib.import_module("reranker.cluster.launcher").register()
         written = _with_stages(arguments) if command == "prepare" else _with_directory(command, arguments)
         sys.argv = [f"reranker {command}", *check_arguments(command, written)]
         _application(command, job)()

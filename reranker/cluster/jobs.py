@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -69,7 +70,8 @@ def jobs_command(config: JobsConfig) -> int:
         write_json(Path(config.output), [asdict(one) for one in found])
     columns = ("run", "job", "state", "step", "loss", "left", "restarts")
     rows = [
-        (os.path.relpath(one.run, root), one.job, one.state, _steps(one), "" if one.loss is None else f"{one.loss:.4f}",
+        (os.path.relpath(one.run, root), one.job, one.state, shown_steps(one),
+         "" if one.loss is None else f"{one.loss:.4f}",
          "" if one.seconds_left is None else duration(one.seconds_left), str(one.restarts))
         for one in found
     ]  # fmt: skip
@@ -92,14 +94,14 @@ def training(run: Path, states: Mapping[str, str]) -> Training:
     waiting = [path for path in jobs if path.name in states]
     # In a chain the newest one waits for the one that runs.
     job = (under_way or waiting[:1] or jobs)[-1]
-    records = [record for record in _records(run / "metrics.jsonl") if "train/loss" in record]
-    last = records[-1] if records else None
-    steps = _steps_in_all(_settings(run), last) if last else None
+    trained = [record for record in records(run) if "train/loss" in record]
+    last = trained[-1] if trained else None
+    steps = _steps_in_all(settings(run), last) if last else None
     step = last["step"] if last else None
     state = states.get(job.name) or _state_of_files(run, step, steps)
     left = None
     if job.name in states and last and steps is not None:
-        recent = [record["system/step_seconds"] for record in records[-_LAST:]]
+        recent = [record["system/step_seconds"] for record in trained[-_LAST:]]
         left = max(0, steps - last["step"]) * sum(recent) / len(recent)
     restarts = max(0, sum(1 for _ in job.glob("restart-*")) - 1)
     loss = last["train/loss"] if last else None
@@ -107,15 +109,20 @@ def training(run: Path, states: Mapping[str, str]) -> Training:
 
 
 def queue() -> dict[str, str]:
-    """{job: state} of the user's jobs that SLURM has in its queue; {} on a machine without SLURM."""
+    """{job: state} of the user's jobs that SLURM has in its queue; {} where there is no SLURM, or none that answers.
+
+    One of an array is there under its own number and under that of the array, `_` and its place.
+    """
     if shutil.which("squeue") is None:
         return {}
-    command = ["squeue", "--me", "--noheader", "--format=%i %T"]
+    command = ["squeue", "--me", "--array", "--noheader", "--format=%A %F_%K %T"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise UserError("squeue", " ".join(done.stderr.split()) or f"exit code {done.returncode}",
-                        "an answer of SLURM's controller", "try again later")  # fmt: skip
-    return dict(line.split() for line in done.stdout.splitlines() if line.strip())
+        said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        print(f"squeue does not answer ({said}): states are those that files tell", file=sys.stderr)
+        return {}
+    rows = [line.split() for line in done.stdout.splitlines() if line.strip()]
+    return {name: state for own, place, state in rows for name in (own, place)}
 
 
 def duration(seconds: float) -> str:
@@ -136,11 +143,12 @@ def _state_of_files(run: Path, step: int | None, steps: int | None) -> str:
     return "DONE" if (run / "model").is_dir() and step is not None and step == steps else "ENDED"
 
 
-def _steps(one: Training) -> str:
+def shown_steps(one: Training) -> str:
     return "" if one.step is None else f"{one.step:,}" + (f" of {one.steps:,}" if one.steps is not None else "")
 
 
-def _settings(run: Path) -> dict[str, Any]:
+def settings(run: Path) -> dict[str, Any]:
+    """The settings of a training; {} before it has begun."""
     try:
         return dict(json.loads((run / CONFIG).read_text("utf-8")))
     except (OSError, ValueError):  # a job that has not begun has none, and one that begins is writing it
@@ -156,9 +164,10 @@ def _steps_in_all(settings: Mapping[str, Any], record: Mapping[str, Any]) -> int
     return min(steps, train["max_steps"]) if train.get("max_steps") else steps
 
 
-def _records(path: Path) -> Iterator[dict[str, Any]]:
+def records(run: Path) -> Iterator[dict[str, Any]]:
+    """The records of a training, as far as they are written."""
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = (run / "metrics.jsonl").read_text("utf-8").splitlines()
     except OSError:
         return
     for line in lines:

@@ -31,20 +31,38 @@ def take(config: TrainConfig, job: str, arguments: list[str]) -> tuple[Path, Pat
     if code.is_dir():
         return run_dir, code
     make_directory(directory)
-    staging = directory / ".code.staging"
     try:
-        shutil.rmtree(staging, ignore_errors=True)
-        ignored = shutil.ignore_patterns("__pycache__", "*.pyc", "conf", "launch")
-        shutil.copytree(Path(__file__).resolve().parents[1], staging / "reranker", ignore=ignored)
-        for name in ("conf", "launch"):
-            shutil.copytree(carried_directory(name), staging / name)
         write_text(directory / "config.yaml", _yaml(config))
         write_text(directory / "command", "".join(f"{argument}\n" for argument in arguments))
-        os.replace(staging, code)
     except OSError as error:
-        raise UserError(directory, f"no way to write it ({error.strerror})", "room for a copy of the code",
-                        "make room, or choose another run_dir") from None  # fmt: skip
+        raise _no_room(directory, error) from None
+    copy_code(code)
     return run_dir, code
+
+
+def copy_code(code: Path) -> None:
+    """Copy reranker/, conf/ and launch/ to a directory, whole or not at all; one that is there is replaced.
+
+    Raises UserError.
+    """
+    staging, before = code.with_name(f".{code.name}.staging"), code.with_name(f".{code.name}.before")
+    ignored = shutil.ignore_patterns("__pycache__", "*.pyc", "conf", "launch")
+    try:
+        shutil.rmtree(staging, ignore_errors=True)
+        shutil.copytree(Path(__file__).resolve().parents[1], staging / "reranker", ignore=ignored)
+        for name in ("conf", "launch"):
+            shutil.copytree(carried_directory(name), staging / name, ignore=ignored)
+        if code.is_dir():
+            os.replace(code, before)
+        os.replace(staging, code)
+        shutil.rmtree(before, ignore_errors=True)
+    except OSError as error:
+        raise _no_room(code.parent, error) from None
+
+
+def _no_room(directory: Path, error: OSError) -> UserError:
+    return UserError(directory, f"no way to write it ({error.strerror})", "room for a copy of the code",
+                     "make room, or choose another run_dir")  # fmt: skip
 
 
 def _yaml(config: TrainConfig) -> str:

@@ -99,22 +99,25 @@ def arithmetic(config: SubmitConfig) -> list[tuple[str, str]]:
 
 def sbatch(config: SubmitConfig, words: Sequence[str], before: str | None = None) -> list[str]:
     """The command that submits a training with these key=value words; behind the job `before`, if there is one."""
-    slurm, run_dir = config.slurm, Path(config.run_dir).absolute()
-    options = [
-        f"--job-name={config.name}", f"--output={run_dir / JOBS}/%j/job.out", f"--nodes={slurm.nodes}",
-        f"--ntasks-per-node={ranks_per_node(slurm)}", f"--cpus-per-task={slurm.cpus_per_rank}",
-    ]  # fmt: skip
-    if slurm.gpus_per_node:
-        options.append(f"--gpus-per-node={slurm.gpus_per_node}")
-    named = {"partition": slurm.partition, "account": slurm.account, "qos": slurm.qos, "time": slurm.time}
-    options += [f"--{name}={value}" for name, value in named.items() if value is not None]
-    if slurm.chain > 1:
+    run_dir = Path(config.run_dir).absolute()
+    options = [f"--job-name={config.name}", f"--output={run_dir / JOBS}/%j/job.out"]
+    if config.slurm.chain > 1:
         options += ["--no-requeue"]
     if before:
         options += [f"--dependency=afterany:{before}"]
     script = carried_directory("launch") / "train.sbatch"
     # Held: the job may not start before its code is where it looks for it.
-    return ["sbatch", "--parsable", "--hold", *options, *slurm.options, str(script), *words]
+    return ["sbatch", "--parsable", "--hold", *options, *options_of(config.slurm), str(script), *words]
+
+
+def options_of(slurm: SlurmConfig) -> list[str]:
+    """sbatch's options for the nodes of a training, and the user's own."""
+    options = [f"--nodes={slurm.nodes}", f"--ntasks-per-node={ranks_per_node(slurm)}",
+               f"--cpus-per-task={slurm.cpus_per_rank}"]  # fmt: skip
+    if slurm.gpus_per_node:
+        options.append(f"--gpus-per-node={slurm.gpus_per_node}")
+    named = {"partition": slurm.partition, "account": slurm.account, "qos": slurm.qos, "time": slurm.time}
+    return [*options, *(f"--{name}={value}" for name, value in named.items() if value is not None), *slurm.options]
 
 
 def submit(config: SubmitConfig, words: Sequence[str]) -> list[str]:
@@ -123,12 +126,12 @@ def submit(config: SubmitConfig, words: Sequence[str]) -> list[str]:
     try:
         for _ in range(config.slurm.chain):
             # A cluster of several answers "number;cluster".
-            jobs.append(_slurm(*sbatch(config, words, jobs[-1] if jobs else None)).strip().split(";")[0])
+            jobs.append(slurm_says(*sbatch(config, words, jobs[-1] if jobs else None)).strip().split(";")[0])
         for job in jobs:
             run_dir, _ = take(config, job, list(words))
             if len(jobs) > 1:
                 write_text(run_dir / JOBS / job / CHAIN, "".join(f"{number}\n" for number in jobs))
-        _slurm("scontrol", "release", ",".join(jobs))
+        slurm_says("scontrol", "release", ",".join(jobs))
     except BaseException:
         if jobs:
             subprocess.run(["scancel", *jobs], check=False)
@@ -136,7 +139,7 @@ def submit(config: SubmitConfig, words: Sequence[str]) -> list[str]:
     return jobs
 
 
-def _slurm(*command: str) -> str:
+def slurm_says(*command: str) -> str:
     """What a command of SLURM prints. Raises UserError with what it said where it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)

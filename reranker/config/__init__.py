@@ -8,7 +8,7 @@ documentation: `reranker <command> --help` prints it. Nothing here imports torch
 from __future__ import annotations
 
 from reranker.config.checking import CheckConfig
-from reranker.config.cluster import DoctorConfig, JobsConfig, SubmitConfig
+from reranker.config.cluster import DoctorConfig, JobsConfig, SubmitConfig, SweepShowConfig
 from reranker.config.mining import MineConfig
 from reranker.config.models import DemoConfig, EvaluateConfig, ExportConfig, ScoreConfig
 from reranker.config.preparing import PrepareConfig
@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "train": (TrainConfig, "train a cross-encoder reranker"),
     "submit": (SubmitConfig, "train as a SLURM job: checked, shown and submitted"),
     "jobs": (JobsConfig, "list trainings that were submitted: state, step, loss, time left, restarts"),
+    "sweep show": (SweepShowConfig, "list the trainings of a sweep that was submitted, best first"),
     "doctor cluster": (DoctorConfig, "look at the nodes of a job: versions, devices, clocks, all-reduce, shared files"),
     "checkpoint list": (CheckpointListConfig, "list the checkpoints of a run"),
     "checkpoint verify": (CheckpointVerifyConfig, "compare every byte of checkpoints with their checksums"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Optional
 
-from reranker.config.common import Device
+from reranker.config.common import MISSING, Device
 from reranker.config.training import TrainConfig
 
 # omegaconf reads Optional[...] on every Python that we support; the X | None form it does not.
@@ -47,6 +47,14 @@ class SubmitConfig(TrainConfig):
 class JobsConfig:
     runs: str = "runs"
     """Directory in which, or below which, the run directories of jobs are"""
+    output: Optional[str] = None
+    """JSON file for the same; null: the table is printed only"""
+
+
+@dataclass
+class SweepShowConfig:
+    sweep: str = MISSING
+    """Directory of a sweep that was submitted with hydra/launcher=slurm: its hydra.sweep.dir"""
     output: Optional[str] = None
     """JSON file for the same; null: the table is printed only"""
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.distributed.conftest import Inputs, inputs
 from tests.distributed.ranks import train
-from tests.slurm.cluster import Cluster
+from tests.slurm.cluster import NODES, Cluster, until
 from tests.slurm.jobs import WORLD, settings
 
 __all__ = ["inputs"]
@@ -29,6 +29,14 @@ def cluster() -> Iterator[Cluster]:
     finally:
         cluster.stop()
         shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(cluster: Cluster) -> Iterator[None]:
+    """A test that fails leaves no job in the next one's way."""
+    yield
+    cluster.run("scancel", "--user=root")
+    until(lambda: len(cluster.idle()) == len(NODES), cluster.logs)
 
 
 @pytest.fixture(scope="session")

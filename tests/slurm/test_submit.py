@@ -49,11 +49,16 @@ def test_what_is_submitted_is_what_runs_however_long_it_waits(
     [job], said = submitted(cluster, inputs, run)
     assert "batch    8 groups a step = 2 per rank x 4 ranks x 1 micro-batches\n" in said
     assert job.state == "PENDING"
-    assert (run / "jobs" / job.number / "code" / "reranker" / "train" / "loop.py").is_file()
+    # The job is submitted from a checkout, which is not what runs.
+    code = run / "jobs" / job.number / "code" / "reranker" / "train" / "main.py"
+    with open(code, "a") as stream:
+        stream.write('print("from", __file__, flush=True)\n')
     assert listed(cluster, run)[1].splitlines()[-1].split() == ["run", job.number, "PENDING", "0"]
     later.touch()
     job.ended()
     assert_as_if_nothing_had_happened(run, whole)
+    for log in (run / "jobs" / job.number / "restart-0").iterdir():
+        assert f"from {code}\n" in log.read_text()
     [told], _ = listed(cluster, run)
     assert {key: told[key] for key in ("job", "step", "steps", "restarts", "state")} == {
         "job": job.number, "step": 12, "steps": 12, "restarts": 0, "state": "DONE",

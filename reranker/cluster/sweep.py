@@ -1,0 +1,78 @@
+"""`reranker sweep show DIRECTORY`: the trainings of a sweep that was submitted as a job array, best first.
+
+In: the directory that `hydra/launcher=slurm` has made. Out: a table, or JSON: what each training varies, how far it is,
+its loss, and the best value of its dev metric so far. Nothing is changed. Raises `UserError`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reranker.cluster.jobs import Training, queue, records, settings, shown_steps, training
+from reranker.cluster.launcher import FILE
+from reranker.config.cluster import SweepShowConfig
+from reranker.errors import UserError
+from reranker.files import read_json, write_json
+from reranker.train.tables import print_table
+
+
+@dataclass(frozen=True)
+class Result:
+    """A training of a sweep.
+
+    Attributes:
+        number: its place in the array; varied: its words that not all of the sweep have.
+        metric, best, best_step: the dev metric that selects checkpoints, its best value and behind which step; None
+            before the first evaluation.
+    """
+
+    number: int
+    varied: tuple[str, ...]
+    run: str
+    state: str
+    training: Training | None
+    metric: str
+    best: float | None
+    best_step: int | None
+
+
+def sweep_show_command(config: SweepShowConfig) -> int:
+    """`reranker sweep show`. Returns the exit code."""
+    directory = Path(config.sweep)
+    if not (directory / FILE).is_file():
+        raise UserError("sweep", f"{directory}, without {FILE}", "the directory of a sweep that was submitted with "
+                        "hydra/launcher=slurm", "check the path: hydra.sweep.dir of the sweep")  # fmt: skip
+    sweep, states = read_json(directory / FILE), queue()
+    found = [result(number, one, sweep["job"], states) for number, one in enumerate(sweep["trainings"])]
+    found.sort(key=lambda one: (one.best is None, -(one.best or 0.0), one.number))
+    if config.output:
+        write_json(Path(config.output), [_plain(one) for one in found])
+    metric = found[0].metric
+    columns = ("n", "varied", "state", "step", "loss", metric, "at step")
+    rows = [
+        (str(one.number), " ".join(one.varied), one.state, "" if one.training is None else shown_steps(one.training),
+         "" if one.training is None or one.training.loss is None else f"{one.training.loss:.4f}",
+         "" if one.best is None else f"{one.best:.4f}", "" if one.best_step is None else f"{one.best_step:,}")
+        for one in found
+    ]  # fmt: skip
+    print_table(columns, rows, numbers=("n", "step", "loss", metric, "at step"), wrapped=("varied",))
+    return 0
+
+
+def result(number: int, entry: dict[str, Any], job: str, states: dict[str, str]) -> Result:
+    """One training, `entry` being what the sweep's file says of it and `job` the number of the array."""
+    run = Path(entry["run_dir"])
+    metric = settings(run).get("train", {}).get("metric", "mrr")
+    evaluated = [(one[f"eval/{metric}"], one["step"]) for one in records(run) if f"eval/{metric}" in one]
+    best, step = max(evaluated, key=lambda one: one[0], default=(None, None))
+    known = training(run, states) if (run / "jobs").is_dir() else None
+    state = states.get(f"{job}_{number}") or (known.state if known else "UNKNOWN")
+    return Result(number, tuple(entry["varied"]), str(run), state, known, metric, best, step)
+
+
+def _plain(one: Result) -> dict[str, Any]:
+    told = {name: value for name, value in vars(one).items() if name != "training"}
+    known = vars(one.training) if one.training else {}
+    return told | {name: known.get(name) for name in ("job", "step", "steps", "loss", "seconds_left", "restarts")}
