@@ -293,7 +293,8 @@ MUTATIONS = [
         "tests/distributed/test_precision.py::test_fp16_resumes_with_the_scaler_as_it_was[2]",
     ),
     Mutation(
-        "a request to stop ends a rank that still imports", "train/__main__.py", "    hold()\n", "",
+        "a request to stop ends a rank that still imports", "train/preemption.py",
+        "signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)", "signal.pthread_sigmask(signal.SIG_BLOCK, ())",
         "tests/chaos/test_start.py::test_a_request_to_stop_while_a_rank_still_imports_is_kept[module0-SIGUSR1]",
     ),
     Mutation(

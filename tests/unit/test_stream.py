@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from reranker.data.tokenize import Contract, Pair, PairTokenizer
 from reranker.errors import UserError
 from reranker.groups import Group
 from reranker.prepare.pack import pack
+from tests.distributed.ranks import until
 from tests.pairs import pair_ids
 from tests.tiny import tiny_model
 
@@ -161,8 +161,12 @@ def test_workers_outlive_the_signals_that_end_a_training(tokenizer: Any, shards:
     assert len(workers) == 2
     numbers = (signal.SIGTERM, signal.SIGUSR1)
     for pid in (int(worker.pid or 0) for worker in workers):
-        while not all(ignored(pid) >> (number - 1) & 1 for number in numbers):
-            time.sleep(0.01)  # before, it has the handlers of its rank
+        # Before, it has the handlers of its rank.
+        until(
+            lambda pid=pid: all(ignored(pid) >> (number - 1) & 1 for number in numbers),
+            lambda: "it takes signals",
+            30.0,
+        )
         for number in numbers:
             os.kill(pid, number)
     assert found + [fields(batch) for batch in left] == whole
