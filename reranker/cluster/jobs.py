@@ -21,11 +21,10 @@ from reranker.cluster.snapshot import JOBS
 from reranker.config.cluster import JobsConfig
 from reranker.errors import UserError
 from reranker.files import write_json
-from reranker.train.preemption import MARKER
-from reranker.train.resume import CONFIG
+from reranker.train.run_directory import CONFIG, INITIAL, MARKER, METRICS
 from reranker.train.tables import print_table
 
-_INSIDE = {JOBS, "checkpoints", "model", "shards", "initial"}
+_INSIDE = {JOBS, "checkpoints", "model", "shards", INITIAL}
 """Directories in which no run directory is looked for."""
 _LAST = 20
 """Records whose seconds of a step tell how long the rest takes."""
@@ -167,7 +166,7 @@ def _steps_in_all(settings: Mapping[str, Any], record: Mapping[str, Any]) -> int
 def records(run: Path) -> Iterator[dict[str, Any]]:
     """The records of a training, as far as they are written."""
     try:
-        lines = (run / "metrics.jsonl").read_text("utf-8").splitlines()
+        lines = (run / METRICS).read_text("utf-8").splitlines()
     except OSError:
         return
     for line in lines:

@@ -30,9 +30,7 @@ from reranker.export.performance import performance_of
 from reranker.files import atomic_directory, read_json, write_json, write_text
 from reranker.model.cross_encoder import load_config, load_tokenizer
 from reranker.progress import without_hub_bars
-
-INITIAL = "initial"
-"""In a run directory: config and tokenizer of the model that it began with."""
+from reranker.train.run_directory import CONFIG, INITIAL
 
 DTYPES = {Precision.fp32: torch.float32, Precision.fp16: torch.float16, Precision.bf16: torch.bfloat16}
 
@@ -81,9 +79,9 @@ def export_run(
     if onnx:
         check_packages()
     _check_output(output)
-    settings = read_json(run_dir / "config.json", "name the run_dir of a training")
+    settings = read_json(run_dir / CONFIG, "name the run_dir of a training")
     if not isinstance(settings, dict) or not isinstance(data := settings.get("data"), dict):
-        raise UserError(run_dir / "config.json", "no settings of a training", "the run directory of a training",
+        raise UserError(run_dir / CONFIG, "no settings of a training", "the run directory of a training",
                         "name its run_dir")  # fmt: skip
     contract = Contract(data["max_length"], data["query_max_length"], data["truncation"])
     found = find(run_dir, checkpoint)

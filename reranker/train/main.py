@@ -39,11 +39,9 @@ from reranker.train.guards import Health
 from reranker.train.job import Job, batches, count_lengths, make_plan, plain, prepare
 from reranker.train.owner import Owner
 from reranker.train.preemption import Stop, clear_requeue, mark_requeue, stop_requests
-from reranker.train.resume import CONFIG, Begun, begin, load
+from reranker.train.resume import Begun, begin, load
+from reranker.train.run_directory import CONFIG, INITIAL
 from reranker.train.watchdog import Watchdog
-
-INITIAL = "initial"
-"""In a run directory: config and tokenizer of the model that the run began with."""
 
 
 def train(config: TrainConfig, evaluator: Callable[..., Any], export: Callable[..., Path]) -> int:

@@ -19,9 +19,9 @@ from pathlib import Path
 from types import FrameType
 
 from reranker.files import write_json
+from reranker.train.run_directory import MARKER
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-MARKER = "requeue"
 SAME = 3.0
 """Seconds in which another signal is the same request: launchers hand on what the whole group was sent already."""
 

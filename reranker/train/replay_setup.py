@@ -29,8 +29,7 @@ from reranker.train.checkpoint import DIRECTORY, STATE
 from reranker.train.checkpoints import is_checkpoint, refuse_no_directory
 from reranker.train.distributed import Ranks
 from reranker.train.job import Job, count_lengths, make_step, prepare
-from reranker.train.main import INITIAL
-from reranker.train.tracking import METRICS
+from reranker.train.run_directory import INITIAL, METRICS
 
 _NEEDED = ("config", "cursor", "world", "stage", "precision")
 _ANOTHER_VERSION = "replay with the version that wrote it"

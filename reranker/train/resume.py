@@ -22,9 +22,8 @@ from reranker.train import checkpoint
 from reranker.train.distributed import Ranks
 from reranker.train.identity import description, identity, told_apart
 from reranker.train.job import Job, plain
+from reranker.train.run_directory import CONFIG
 
-CONFIG = "config.json"
-"""In a run directory: the resolved settings."""
 ORDER = ("data.shards", "train.seed", "data.shuffle_block")
 """Where one of these differs, other groups stand at the positions."""
 

@@ -17,8 +17,7 @@ from typing import Any
 from reranker.config.common import TrackingMode
 from reranker.config.training import TrackingConfig
 from reranker.files import write_text
-
-METRICS = "metrics.jsonl"
+from reranker.train.run_directory import METRICS
 
 
 class Tracker:

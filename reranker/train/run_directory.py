@@ -1,0 +1,10 @@
+"""The names of what a run directory holds, for all who write or read one. Imports nothing: `reranker jobs` is quick."""
+
+CONFIG = "config.json"
+"""The resolved settings."""
+INITIAL = "initial"
+"""Config and tokenizer of the model that the run began with."""
+METRICS = "metrics.jsonl"
+"""Every record, one a line."""
+MARKER = "requeue"
+"""There after a requested stop: the training is to be started again."""
