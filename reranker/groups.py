@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
@@ -21,6 +22,7 @@ from reranker.errors import UserError, closest, shorten
 from reranker.files import atomic_open, open_text
 
 FORM = '{"query": "...", "pos": ["..."], "neg": ["..."]}'
+_HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
 
 
 @dataclass(frozen=True)
@@ -190,8 +192,8 @@ def parse_id(value: Any, where: object) -> str | None:
 
 def _refuse_halves(value: str, name: str, where: object) -> None:
     # JSON can escape half of a surrogate pair; nothing after us could write or tokenize it.
-    if half := next((character for character in value if "\ud800" <= character <= "\udfff"), None):
-        raise UserError(where, f"{name} with half a character (\\u{ord(half):04x})", "text that UTF-8 can hold",
+    if half := _HALF.search(value):
+        raise UserError(where, f"{name} with half a character (\\u{ord(half[0]):04x})", "text that UTF-8 can hold",
                         "mend or leave the record out")  # fmt: skip
 
 
