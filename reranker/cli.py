@@ -11,12 +11,10 @@ from __future__ import annotations
 import atexit
 import importlib
 import os
-import shutil
 import sys
-import textwrap
 import time
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any, NoReturn, cast
 
 from reranker.config import COMMANDS, WITH_GROUPS
@@ -24,6 +22,7 @@ from reranker.config.grammar import quoted
 from reranker.config.preparing import STAGES
 from reranker.describe import carried_directory, describe
 from reranker.errors import EXIT_CODE, UserError, closest
+from reranker.help import command_help, overview
 
 INTERRUPTED = 130
 HEAD_START = 2.0  # seconds
@@ -69,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
         if not argv or argv[0] in _HELP:
-            print(_overview(COMMANDS))
+            print(overview(COMMANDS))
             return 0
         if argv[0] in ("--version", "version"):
             from reranker import __version__
@@ -78,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         family = [name for name in COMMANDS if name.startswith(f"{argv[0]} ")]
         if family and (len(argv) == 1 or argv[1] in _HELP):
-            print(_overview(family))
+            print(overview(family))
             return 0
         words = 2 if family else 1
         command = " ".join(argv[:words])
@@ -127,7 +126,7 @@ def run_command(command: str, arguments: list[str], work: Callable[[Any], int] |
     UserError.
     """
     if any(argument in ("-h", "--help") for argument in arguments):
-        print(_help(command))
+        print(command_help(command, command in _DIRECTORY))
         return 0
     import yaml
     from hydra.core.config_store import ConfigStore
@@ -299,41 +298,6 @@ def _train(config: Any) -> int:
     from reranker.train.main import train
 
     return train(config, evaluator=DevEvaluator, export=export_run)
-
-
-def _overview(commands: Collection[str]) -> str:
-    width = max(map(len, commands))
-    lines = ["usage: reranker <command> key=value ...", "", "commands:"]
-    lines += [f"  {name:{width}s}  {COMMANDS[name][1]}" for name in commands]
-    lines += ["", "reranker <command> --help tells what each key means, --cfg job prints the composed config."]
-    return "\n".join(lines)
-
-
-def _help(command: str) -> str:
-    from reranker.overrides import groups, shown_default
-
-    schema, summary = COMMANDS[command]
-    width = max(60, min(100, shutil.get_terminal_size((96, 24)).columns))
-    directory = "DIRECTORY " if command in _DIRECTORY else ""
-    lines = [f"usage: reranker {command} {directory}key=value ...", "", f"{summary[0].upper()}{summary[1:]}."]
-    if choices := groups(command):
-        lines += ["", "Choices, each of which sets the keys under its name:"]
-        lines += [f"  {group}={'|'.join(options)}" for group, options in choices.items()]
-    sections: dict[str, list[str]] = {}
-    for key, kind, default, doc in describe(schema):
-        value = shown_default(default)
-        value = value if len(value) < width // 2 else f"{value[: width // 2]}…"  # --cfg job has it whole
-        shown = f"{key}=...  ({kind}, required)" if default == "???" else f"{key}={value}  ({kind})"
-        section = sections.setdefault(key.rpartition(".")[0], [])
-        lines_of_doc = textwrap.wrap(
-            doc, width, initial_indent="      ", subsequent_indent="      ", break_on_hyphens=False
-        )
-        section += [f"  {shown}", *lines_of_doc]
-    for name, section in sections.items():
-        lines += ["", f"{name}:" if name else "Keys:", *section]
-    notes = ["--cfg job prints the composed config", "--multirun runs a sweep: key=1,2,3"]
-    lines += ["", "; ".join(notes) + " (Hydra)."]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

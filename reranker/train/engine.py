@@ -30,6 +30,7 @@ from reranker.config.training import OptimConfig, PrecisionConfig
 from reranker.data.collate import MicroBatch, ghost
 from reranker.model.cross_encoder import score
 from reranker.model.losses import listwise_cross_entropy
+from reranker.train.deepspeed_config import deepspeed_config
 from reranker.train.fragments import Fragment, read_parameter, write_parameter
 
 # DeepSpeed compiles this op when it meets gloo (28-60 s), though training never calls it.
@@ -98,7 +99,9 @@ class Engine:
             self._engine, *_ = deepspeed.initialize(
                 model=model.to(device),
                 optimizer=optimizer,
-                config=deepspeed_config(stage, precision, scaling, optim.max_grad_norm, bucket, offload),
+                config=deepspeed_config(
+                    stage, precision, scaling, optim.max_grad_norm, bucket, offload, pinned=device.type == "cuda"
+                ),
                 dist_init_required=False,
             )
         if precision is Precision.fp16:
@@ -262,50 +265,6 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         {"params": [parameter for parameter in parameters if parameter.ndim >= 2], "weight_decay": weight_decay},
         {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
     ]
-
-
-def deepspeed_config(
-    stage: int, precision: Precision, scaling: PrecisionConfig, clip: float, bucket: int, offload: bool
-) -> dict[str, Any]:
-    """DeepSpeed's own configuration.
-
-    Accumulation is ours (`managed_gradient_accumulation: false`): any number of backwards, then one step.
-    That wants overlap_comm off except at stage 2, where it waits to be measured.
-    """
-    config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "managed_gradient_accumulation": False,
-        # At stage 0 any value calls `_clip_at_stage_0`, which knows the limit.
-        "gradient_clipping": clip if stage else 1.0,
-        "steps_per_print": 10**12,
-        "zero_optimization": {
-            "stage": stage,
-            "overlap_comm": False,
-            "reduce_bucket_size": bucket,
-            "allgather_bucket_size": bucket,
-        },
-    }
-    if offload:
-        config["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-        # DeepSpeed's own CPUAdam is compiled for a minute at the first start; torch's fused AdamW is there.
-        config["zero_force_ds_cpu_optimizer"] = False
-    if precision is Precision.fp16:
-        config["fp16"] = {
-            "enabled": True,
-            "loss_scale": 0,
-            "initial_scale_power": scaling.initial_scale_power,
-            "loss_scale_window": scaling.loss_scale_window,
-            "hysteresis": scaling.hysteresis,
-            "min_loss_scale": scaling.min_loss_scale,
-        }
-    if precision is Precision.bf16:
-        config["bf16"] = {"enabled": True}
-    if precision is not Precision.fp32:
-        # Sixteen bits lose small gradients over 32 micro-batches.
-        config["data_types"] = {"grad_accum_dtype": "fp32"}
-        config["communication_data_type"] = "fp32"
-    return config
 
 
 def forget_groups() -> None:

@@ -1,0 +1,122 @@
+"""How an exported model is used: the section of its card, for each library what it takes to score a pair as trained."""
+
+from __future__ import annotations
+
+from reranker.data.tokenize import Contract
+from reranker.export.onnx import FILE
+
+
+def usage(name: str, contract: Contract, onnx: bool) -> str:
+    """The section of the card. `name` is what the model is loaded by; `onnx`: whether it lies there in ONNX as well."""
+    flag = f", query_max_length={contract.query_max_length}" if contract.query_max_length else ""
+    return f"""## Usage
+
+{_cutting(contract)}
+
+### transformers
+
+`exp_normalize` turns the scores of one query's passages into shares that add up to 1.
+
+```python
+import numpy as np
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+
+def exp_normalize(scores):
+    weights = np.exp(scores - scores.max())
+    return weights / weights.sum()
+
+
+path = "{name}"  # this directory, or its name on the hub
+tokenizer = AutoTokenizer.from_pretrained(path)
+model = AutoModelForSequenceClassification.from_pretrained(path).eval()
+
+query = "파이썬에서 리스트를 정렬하는 방법은?"
+passages = ["list.sort()는 리스트를 제자리에서 정렬합니다.", "튜플은 바꿀 수 없는 시퀀스입니다."]
+inputs = tokenizer(
+    [query] * len(passages), passages, padding=True, truncation="{contract.truncation}",
+    max_length={contract.max_length}, return_tensors="pt",
+)
+with torch.no_grad():
+    scores = model(**inputs).logits[:, 0].float().numpy()
+print(scores, exp_normalize(scores))
+```
+
+### sentence-transformers
+
+`config.json` sets the activation to the identity, so `predict` answers with the raw scores, as above; pass
+`activation_fn=torch.nn.Sigmoid()` for values between 0 and 1.
+
+```python
+from sentence_transformers import CrossEncoder
+
+model = CrossEncoder(path)
+print(model.predict([(query, passage) for passage in passages]))
+```
+{_onnx() if onnx else ""}
+### FlagEmbedding
+
+```python
+from FlagEmbedding import FlagReranker
+
+reranker = FlagReranker(path, use_fp16=False, max_length={contract.max_length}{flag})
+print(reranker.compute_score([(query, passage) for passage in passages]))
+```
+
+### reranker
+
+The framework that trained it cuts exactly as the training did, whatever the settings.
+
+```python
+from reranker import Reranker
+
+print(Reranker(path).score(query, passages))
+```
+
+```bash
+echo '{{"query": "파이썬 리스트 정렬", "passages": ["list.sort()", "튜플"]}}' | reranker score model=MODEL
+```"""
+
+
+def _onnx() -> str:
+    return f"""
+### ONNX Runtime
+
+`{FILE}` holds these weights and computes in float32. It is what `CrossEncoder(path, backend="onnx")`, optimum and
+text-embeddings-inference load; its scores are those of the model to 1e-4. By hand, in this directory:
+
+```python
+import onnxruntime
+
+session = onnxruntime.InferenceSession(f"{{path}}/{FILE}", providers=["CPUExecutionProvider"])
+taken = {{one.name: inputs[one.name].numpy() for one in session.get_inputs()}}
+print(session.run(["logits"], taken)[0][:, 0])
+```
+"""
+
+
+def _cutting(contract: Contract) -> str:
+    """Which library cuts a long pair as the training did."""
+    text = f"A pair has at most {contract.max_length} tokens, special tokens included. "
+    if contract.truncation == "only_second":
+        query = contract.query_max_length or contract.max_length * 3 // 4
+        text += f"The query is cut to {query} tokens first, then the passage to what is left (`only_second`)."
+        return text + (
+            " `FlagReranker` cuts alike. `CrossEncoder` and the `transformers` lines below cut otherwise where a pair"
+            " is too long: `CrossEncoder` takes from the longer text, and neither limits the query by itself."
+        )
+    if contract.query_max_length:
+        text += f"The query is cut to {contract.query_max_length} tokens first; of a pair that is still too long,"
+    else:
+        text += "Of a pair that is longer,"
+    text += " the longer text is cut (`longest_first`)."
+    if contract.query_max_length:
+        return text + (
+            " `CrossEncoder` and the `transformers` lines below do not limit the query by themselves;"
+            " `FlagReranker` cuts the passage only."
+        )
+    return text + (
+        " `CrossEncoder` and the `transformers` lines below cut alike; `FlagReranker` cuts the query to three quarters"
+        " and then the passage only, which differs where a pair is too long."
+    )
