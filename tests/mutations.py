@@ -1,18 +1,24 @@
 """Break each guarantee in one place, and show that a test which is named for it fails.
 
-A test that passes whatever the code does proves nothing. Each mutation is one replacement in a copy of the package;
-the named test runs against the copy and must fail, and not for an error of the test run. In the unbroken copy the same tests pass. `bash launch/test.sh --all` runs this; by itself:
+A test that passes whatever the code does proves nothing. Each mutation is one replacement in a copy of the
+repository; the named test runs against the copy and must fail, and not for an error of the test run. In the unbroken
+copy the same tests pass. `bash launch/test.sh --all` runs this; by itself:
 
     python -m pytest tests/mutations.py
+
+Importing what is not ours takes longer than most of these tests, so that a process imports it once and runs each test
+in a fork of itself.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,9 +91,21 @@ MUTATIONS = [
     ),
     Mutation(
         "the order depends on the number of workers", "data/stream.py",
-        "for numbers in itertools.islice(self._numbers(), first, None, stride):",
-        "for numbers in list(self._numbers())[first * 3 :: 1][: 99 if stride == 1 else 3]:",
+        "itertools.islice(self._tasks(), first, None, stride)",
+        "itertools.islice(self._tasks(), stride - 1 - first, None, stride)",
         "tests/unit/test_stream.py::test_any_number_of_workers_gives_the_same_micro_batches_in_the_same_order",
+    ),
+    Mutation(
+        "a worker prepares whole steps by itself", "data/stream.py",
+        "itertools.islice(self._tasks(), first, None, stride)",
+        "(task for n, (_, tasks) in enumerate(itertools.groupby(self._tasks(), lambda task: task.step))"
+        " if n % stride == first for task in tasks)",
+        "tests/unit/test_stream.py::test_all_workers_prepare_the_first_step_together",
+    ),
+    Mutation(
+        "workers prepare ahead without a bound", "data/stream.py",
+        "ahead = prefetch * source.accumulation if", "ahead = 10_000 if",
+        "tests/unit/test_stream.py::test_no_worker_prepares_more_than_it_is_allowed",
     ),
     Mutation(
         "a member's checksum is not compared", "data/reader.py",
@@ -543,34 +561,70 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def outcome(copy: Path, *tests: str) -> tuple[int, str]:
-    """(exit code of pytest, what it printed) against the copy."""
+_FORKS = """
+import json, os, sys
+import hydra.main, hypothesis, numpy, pytest, torch, webdataset
+import transformers.models.auto.modeling_auto, transformers.models.auto.tokenization_auto
+import transformers.models.xlm_roberta.modeling_xlm_roberta
+copy, printed = sys.argv[1:]
+sys.path.insert(0, copy)
+os.chdir(copy)
+for line in sys.stdin:
+    fork = os.fork()
+    if not fork:
+        output = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0), os.dup2(output, 1), os.dup2(output, 2)
+        code = pytest.main(json.loads(line))
+        sys.stdout.flush()
+        os._exit(code)  # what a failed test has left running must not hold the next one up
+    print(os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]), flush=True)
+"""
+
+Outcome = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture(scope="module")
+def outcome(copy: Path) -> Iterator[Outcome]:
+    """(exit code of pytest, what it printed) of some tests against the copy."""
+    printed = copy / "printed"
+    server = subprocess.Popen(
+        [sys.executable, "-c", _FORKS, str(copy), str(printed)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert server.stdin
+    assert server.stdout
     # A test that hangs is no test that fails: this way of ending prints every stack and names no failed test.
     hangs = ("-o", "timeout=900", "-o", "timeout_method=thread")
-    ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", *hangs, *tests],
-        cwd=copy, env={**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    return ran.returncode, ran.stdout + ran.stderr
+
+    def run(*tests: str) -> tuple[int, str]:
+        arguments = ["-x", "-q", "-p", "no:cacheprovider", "--no-header", *hangs, *tests]
+        server.stdin.write(json.dumps(arguments) + "\n")
+        server.stdin.flush()
+        code = int(server.stdout.readline())
+        return code, printed.read_text("utf-8", errors="replace")
+
+    yield run
+    server.stdin.close()
+    server.wait()
 
 
 @pytest.mark.timeout(3600)  # many tests in one
-@pytest.mark.parametrize("file", sorted({mutation.test.split("::")[0] for mutation in MUTATIONS}))
-def test_the_named_tests_pass_while_nothing_is_broken(copy: Path, file: str) -> None:
-    code, printed = outcome(copy, *sorted({mutation.test for mutation in MUTATIONS if mutation.test.startswith(file)}))
+@pytest.mark.parametrize("directory", sorted({mutation.test.rpartition("/")[0] for mutation in MUTATIONS}))
+def test_the_named_tests_pass_while_nothing_is_broken(outcome: Outcome, directory: str) -> None:
+    named = {mutation.test for mutation in MUTATIONS if mutation.test.startswith(f"{directory}/")}
+    code, printed = outcome(*sorted(named))
     assert code == 0, printed
 
 
 @pytest.mark.timeout(1000)  # behind the test's own
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.breaks.replace(" ", "-"))
-def test_a_broken_guarantee_makes_its_test_fail(copy: Path, mutation: Mutation) -> None:
+def test_a_broken_guarantee_makes_its_test_fail(copy: Path, outcome: Outcome, mutation: Mutation) -> None:
     path = copy / "reranker" / mutation.file
     whole = path.read_text("utf-8")
     assert whole.count(mutation.old) == 1, "the mutation no longer fits the code"
     path.write_text(whole.replace(mutation.old, mutation.new), encoding="utf-8")
     try:
-        code, printed = outcome(copy, mutation.test)
+        code, printed = outcome(mutation.test)
     finally:
         path.write_text(whole, encoding="utf-8")
     assert code == 1, printed

@@ -69,7 +69,7 @@ class DataConfig:
     workers: int = 1
     """Processes that read and tokenize for each rank; 0: the rank itself"""
     prefetch: int = 2
-    """Optimizer steps that each worker prepares ahead"""
+    """Optimizer steps whose number of micro-batches each worker prepares ahead"""
     bad: BadData = BadData["raise"]
     """A group that cannot be read, after retries: `raise` stops the training, `ghost` gives it weight zero"""
     bad_limit: int = 100

@@ -1,16 +1,20 @@
 """Planned steps -> micro-batches of this rank, through a WebDataset pipeline in DataLoader workers.
 
-    plan     the steps, one after another: worker w of W plans and executes every W-th
+    plan     the micro-batches of the steps, one after another: worker w of W executes every W-th
     fetch    positions -> members of the shards, by ranged reads
     decode   webdataset's own decoding of .json members
     choose   the group's passages in this pass, positive first
     tokenize query and passages -> pairs
     collate  the groups of a slot -> one MicroBatch
+
+and, in the training process, which neither reads nor tokenizes:
+
     gather   the micro-batches of a step -> one StepBatches
 
-A worker executes whole micro-batches, all of a step's, so that neither their content nor their order depends on
-the number of workers, and the training process neither plans, reads nor tokenizes. A `UserError` in a worker
-travels as an item and is raised by the reader: pickled as an exception it would lose its form.
+A worker executes whole micro-batches, so that neither their content nor their order depends on the number of
+workers, and hands each out as soon as it is ready: all workers prepare the first step together. Planning is cheap
+beside tokenizing, so each worker plans every step. A `UserError` in a worker travels as an item and is raised by the
+reader: pickled as an exception it would lose its form.
 """
 
 from __future__ import annotations
@@ -46,17 +50,24 @@ class StepBatches:
     step: Step
     micro_batches: list[MicroBatch]
 
-    def pin_memory(self) -> StepBatches:
-        return StepBatches(self.step, [batch.pin_memory() for batch in self.micro_batches])
-
 
 @dataclass(frozen=True)
 class Task:
-    """One slot to execute: its step, which of the step's micro-batches it is, and its positions."""
+    """One slot to execute: its step and its positions."""
 
     step: Step
-    micro_batch: int
     positions: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Executed:
+    """What a task became."""
+
+    task: Task
+    batch: MicroBatch
+
+    def pin_memory(self) -> Executed:
+        return Executed(self.task, self.batch.pin_memory())
 
 
 class PlanSource(IterableDataset):
@@ -74,18 +85,37 @@ class PlanSource(IterableDataset):
     def __iter__(self) -> Iterator[Task]:
         worker = get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        for numbers in itertools.islice(self._numbers(), first, None, stride):
+        return itertools.islice(self._tasks(), first, None, stride)
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of the first step."""
+        return next((len(self._plan(*numbers).slots) for numbers in self._numbers()), 1)
+
+    def _tasks(self) -> Iterator[Task]:
+        for numbers in self._numbers():
             step = self._plan(*numbers)
-            for micro_batch, row in enumerate(step.slots):
-                yield Task(step, micro_batch, row[self._rank])
+            for row in step.slots:
+                yield Task(step, row[self._rank])
 
 
 def stream(
     data: DataSet, source: PlanSource, *, workers: int, prefetch: int, pin_memory: bool
 ) -> Iterator[StepBatches]:
-    """The steps of the plan in order, each with the micro-batches of this rank.
+    """The steps of the plan in order, each with the micro-batches of this rank. Raises UserError for bad data.
 
-    Each of `workers` processes prepares `prefetch` steps ahead and no more. Raises UserError for bad data.
+    `prefetch`: of how many steps, the first one's micro-batches taken for each, a worker prepares as many ahead.
+    """
+    ahead = prefetch * source.accumulation if workers else None
+    yield from gather_steps(micro_batches(data, source, workers=workers, prefetch=ahead, pin_memory=pin_memory))
+
+
+def micro_batches(
+    data: DataSet, source: PlanSource, *, workers: int, prefetch: int | None, pin_memory: bool
+) -> Iterator[Executed | UserError]:
+    """The micro-batches of this rank in order, each as soon as its worker has it; a UserError ends them.
+
+    Each of `workers` processes prepares `prefetch` ahead and no more; without workers there is nothing to say.
     """
     pipeline = webdataset.DataPipeline(
         source,
@@ -94,21 +124,17 @@ def stream(
         _stage(choose_passages, data),
         _stage(tokenize, data),
         _stage(collate_tasks, data),
-        gather_steps,
     )
     loader = webdataset.WebLoader(
         _Guarded(pipeline),
         batch_size=None,
         num_workers=workers,
-        prefetch_factor=prefetch if workers else None,
+        prefetch_factor=prefetch,
         pin_memory=pin_memory,
         multiprocessing_context="fork" if workers else None,
         worker_init_fn=partial(_belong_to_the_rank, os.getpid()) if workers else None,
     )
-    for item in loader:
-        if isinstance(item, UserError):
-            raise item
-        yield item
+    return iter(loader)
 
 
 def _belong_to_the_rank(rank: int, _: int) -> None:
@@ -164,7 +190,7 @@ def tokenize(data: DataSet, samples: Iterable[Sample]) -> Iterator[Sample]:
         yield sample
 
 
-def collate_tasks(data: DataSet, samples: Iterable[Sample]) -> Iterator[tuple[Task, MicroBatch]]:
+def collate_tasks(data: DataSet, samples: Iterable[Sample]) -> Iterator[Executed]:
     found: list[Sample] = []
     for sample in samples:
         found.append(sample)
@@ -179,17 +205,21 @@ def collate_tasks(data: DataSet, samples: Iterable[Sample]) -> Iterator[tuple[Ta
             pairs = [one["__pairs__"] for one in whole]
             positions = [one["__position__"] for one in whole]
             teacher = [one["__teacher__"] for one in whole]
-            yield task, collate(pairs, positions, max(map(len, pairs)), data.tokenizer.pad_id, bad, teacher)
+            batch = collate(pairs, positions, max(map(len, pairs)), data.tokenizer.pad_id, bad, teacher)
         else:
-            yield task, ghost(data.tokenizer.pad_id, bad)
+            batch = ghost(data.tokenizer.pad_id, bad)
+        yield Executed(task, batch)
 
 
-def gather_steps(batches: Iterable[tuple[Task, MicroBatch]]) -> Iterator[StepBatches]:
+def gather_steps(items: Iterable[Executed | UserError]) -> Iterator[StepBatches]:
+    """The steps, each as soon as its last micro-batch is there. Raises UserError where a worker met one."""
     found: list[MicroBatch] = []
-    for task, batch in batches:
-        found.append(batch)
-        if len(found) == len(task.step.slots):
-            yield StepBatches(task.step, found)
+    for item in items:
+        if isinstance(item, UserError):
+            raise item
+        found.append(item.batch)
+        if len(found) == len(item.task.step.slots):
+            yield StepBatches(item.task.step, found)
             found = []
 
 
@@ -211,7 +241,7 @@ class _Guarded(IterableDataset):
     def __init__(self, pipeline: Any) -> None:
         self._pipeline = pipeline
 
-    def __iter__(self) -> Iterator[StepBatches | UserError]:
+    def __iter__(self) -> Iterator[Executed | UserError]:
         try:
             yield from self._pipeline
         except UserError as error:

@@ -7,8 +7,7 @@ one worker process, each measurement in a process of its own, the contestants ta
 
     groups_per_second   through a loader with one worker, tokenizing included, once it runs
     first_batch         seconds from the request for the loader to its first micro-batch
-    first_step          the same to the 32 groups of the first optimizer step, which a training waits for (we hand out
-                        whole steps, so that all ranks agree on one before its first forward: both are one for us)
+    first_step          the same to the 32 groups of the first optimizer step, which a training waits for
     resume_batch        first_batch and
     resume_step         first_step, 90% of an epoch behind them; what each offers for that is in `_RESUME`
     memory              MB that the worker and its parent have for themselves (USS), the interpreter included
@@ -189,8 +188,9 @@ def ours(work: Path, skipped: int) -> Any:
     from reranker.data.manifest import load_manifest
     from reranker.data.plan import Cursor, plan_fixed, step_numbers
     from reranker.data.reader import ShardReader
-    from reranker.data.stream import PlanSource, stream
+    from reranker.data.stream import PlanSource, micro_batches
     from reranker.data.tokenize import Contract, PairTokenizer
+    from reranker.errors import UserError
 
     tokenizer = PairTokenizer(AutoTokenizer.from_pretrained(work / "tokenizer"), Contract(LENGTH))
 
@@ -203,9 +203,10 @@ def ours(work: Path, skipped: int) -> Any:
             lambda: step_numbers(cursor, data.positions, 3),
             lambda epoch, step: plan_fixed(epoch, step, data.positions, 32, GROUPS, 1), 0,
         )  # fmt: skip
-        for taken in stream(data, plan, workers=1, prefetch=2, pin_memory=False):
-            for batch in taken.micro_batches:
-                yield len(batch.positions)
+        for item in micro_batches(data, plan, workers=1, prefetch=16, pin_memory=False):
+            if isinstance(item, UserError):
+                raise item
+            yield len(item.batch.positions)
 
     return start
 

@@ -128,7 +128,7 @@ groups = st.builds(
 )  # fmt: skip
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     st.lists(groups, min_size=1, max_size=12),
     st.lists(st.sampled_from([b"{", b"[1]", b"\xff", b'{"query":"\\ud800"}'])),
@@ -181,7 +181,7 @@ pieces = st.builds(
 )  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(pieces, max_size=8), st.lists(pieces, max_size=8))
 def test_the_near_join_finds_what_comparing_all_pairs_finds(known: list[str], asked: list[str]) -> None:
     def shingles(text: str) -> set[str]:

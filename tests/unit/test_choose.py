@@ -65,7 +65,7 @@ def test_seed_epoch_and_group_each_change_the_choice(changed: dict[str, int]) ->
     assert show(groups, **call, group_size=9) != show(groups, **{**call, **changed}, group_size=9)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(size=st.integers(2, 9), negatives=st.integers(1, 12), number=st.integers(0, 2), seed=st.integers(0, 2**32))
 def test_all_negatives_are_shown_before_one_repeats(size: int, negatives: int, number: int, seed: int) -> None:
     groups = make(3, negatives=negatives)
@@ -152,7 +152,7 @@ def test_random_negatives_reach_all_groups_and_all_their_passages() -> None:
     assert drawn == {passage for n, group in enumerate(groups) if n != 3 for passage in (*group.pos, *group.neg)}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(epoch=st.integers(0, 1000), size=st.integers(2, 8), share=st.sampled_from([0.25, 0.5, 0.75, 1.0]))
 def test_a_random_negative_is_no_positive_of_the_group_and_no_passage_stands_twice(
     epoch: int, size: int, share: float

@@ -28,7 +28,7 @@ def reference(rows: list[list[float]]) -> float:
     return total
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(st.lists(scores, min_size=4, max_size=4), min_size=1, max_size=5))
 def test_the_loss_is_its_definition(rows: list[list[float]]) -> None:
     scores_GP = torch.tensor(rows, dtype=torch.float64)
@@ -56,7 +56,7 @@ def test_groups_that_score_alike_cost_the_logarithm_of_their_size() -> None:
     assert listwise_cross_entropy(scores_GP, *everything(scores_GP)).item() == pytest.approx(4 * math.log(3))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(scores, min_size=3, max_size=3), st.floats(-1000, 1000))
 def test_scores_that_shift_together_change_nothing(row: list[float], shift: float) -> None:
     scores_GP = torch.tensor([row], dtype=torch.float64)
@@ -141,7 +141,7 @@ def divergence(student: list[float], teacher: list[float]) -> float:
 rows_of_four = st.lists(scores, min_size=4, max_size=4)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(st.tuples(rows_of_four, rows_of_four), min_size=1, max_size=4), st.sampled_from([0.5, 1.0, 2.0]))
 def test_distillation_is_its_definition(rows: list[tuple[list[float], list[float]]], temperature: float) -> None:
     student_GP, teacher_GP = (torch.tensor([row[k] for row in rows], dtype=torch.float64) for k in (0, 1))

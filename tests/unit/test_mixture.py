@@ -24,7 +24,7 @@ def shown(mixed: Mixture, epochs: int) -> list[tuple[int, int, int]]:
     return [(place.source, place.number, place.position) for place in places]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(described=sources, epochs=st.integers(1, 5))
 def test_all_groups_of_a_source_are_shown_before_one_is_shown_again(
     described: list[tuple[int, float]], epochs: int
@@ -37,7 +37,7 @@ def test_all_groups_of_a_source_are_shown_before_one_is_shown_again(
         assert own == [divmod(count, share.groups) for count in range(epochs * share.positions)]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(described=sources)
 def test_an_epoch_shows_a_source_as_often_as_its_weight_says(described: list[tuple[int, float]]) -> None:
     counts = Counter(source for source, _, _ in shown(mixture(described), 1))
@@ -59,7 +59,7 @@ def test_one_source_at_weight_one_is_left_in_its_own_order() -> None:
     assert [mixed.locate(3, position).position for position in range(50)] == list(range(50))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(described=sources)
 def test_sources_are_spread_evenly_over_an_epoch(described: list[tuple[int, float]]) -> None:
     mixed = mixture(described)

@@ -18,14 +18,14 @@ def places(order: Order) -> list[tuple[int, int]]:
     return [order.locate(position) for position in range(order.groups)]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(sizes=shard_sizes, seed=st.integers(0, 2**63), epoch=st.integers(0, 100), block=st.integers(1, 20))
 def test_every_group_stands_in_the_order_once(sizes: list[int], seed: int, epoch: int, block: int) -> None:
     found = places(Order(sizes, seed, epoch, block))
     assert sorted(found) == [(shard, index) for shard, size in enumerate(sizes) for index in range(size)]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(sizes=shard_sizes, epoch=st.integers(0, 100), block=st.integers(1, 6))
 def test_a_block_holds_the_groups_of_its_shards_and_no_others(sizes: list[int], epoch: int, block: int) -> None:
     found = places(Order(sizes, 42, epoch, block))

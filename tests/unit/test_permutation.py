@@ -33,13 +33,13 @@ def test_every_small_size_is_permuted_whole(key: tuple[int, ...]) -> None:
         assert sorted(elements(n, *key)) == list(range(n)), n
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(n=st.integers(1, 3000), key=keys)
 def test_every_size_and_key_is_permuted_whole(n: int, key: list[int]) -> None:
     assert sorted(elements(n, *key)) == list(range(n))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(n=st.integers(1, 2**60), key=keys, data=st.data())
 def test_elements_of_a_huge_permutation_stay_in_it_and_differ(n: int, key: list[int], data: st.DataObject) -> None:
     permutation = Permutation(n, *key)

@@ -48,7 +48,7 @@ def batches(draw: st.DrawFn) -> tuple[int, int, int]:
     return per_gpu * world * micro_batches, per_gpu, world
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(total=st.integers(1, 300), batch=batches(), epochs=st.integers(1, 3))
 def test_every_group_is_seen_once_per_epoch_on_any_world_size(
     total: int, batch: tuple[int, int, int], epochs: int
@@ -61,7 +61,7 @@ def test_every_group_is_seen_once_per_epoch_on_any_world_size(
         assert sorted(seen) == list(range(total))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(total=st.integers(1, 300), batch=batches())
 def test_a_step_owns_its_stretch_of_positions(total: int, batch: tuple[int, int, int]) -> None:
     groups, per_gpu, world = batch
@@ -72,7 +72,7 @@ def test_a_step_owns_its_stretch_of_positions(total: int, batch: tuple[int, int,
         assert (step.epoch, step.step, step.groups, step.groups_in_epoch) == (5, number, len(own), total)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(total=st.integers(1, 300), batch=batches())
 def test_all_ranks_run_as_many_micro_batches_of_the_set_size(total: int, batch: tuple[int, int, int]) -> None:
     groups, per_gpu, world = batch
@@ -85,7 +85,7 @@ def test_all_ranks_run_as_many_micro_batches_of_the_set_size(total: int, batch: 
             assert len(step.slots) == groups // (per_gpu * world)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(total=st.integers(1, 300), batch=batches())
 def test_only_the_short_last_step_has_ghosts(total: int, batch: tuple[int, int, int]) -> None:
     groups, per_gpu, world = batch
@@ -165,7 +165,7 @@ def by_tokens(step: int, world: int, total: int, groups: int, limit: int, pairs:
     return plan_tokens(0, step, total, groups, limit, world, pairs.__getitem__, packed)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(given_step=steps_by_tokens(), world=st.integers(1, 16))
 def test_tokens_every_group_is_seen_once_per_epoch_on_any_world_size(
     given_step: tuple[int, int, int, list[list[int]], bool], world: int
@@ -182,7 +182,7 @@ def test_tokens_every_group_is_seen_once_per_epoch_on_any_world_size(
     assert sorted(seen) == list(range(total))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(given_step=steps_by_tokens(), world=st.integers(1, 16))
 def test_tokens_all_ranks_run_as_many_micro_batches_and_none_costs_more_than_the_limit(
     given_step: tuple[int, int, int, list[list[int]], bool], world: int

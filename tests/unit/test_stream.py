@@ -12,7 +12,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from reranker.data.tokenize import Contract, Pair, PairTokenizer
 from reranker.errors import UserError
 from reranker.groups import Group
 from reranker.prepare.pack import pack
+from reranker.train.main import end_workers
 from tests.distributed.ranks import until
 from tests.pairs import pair_ids
 from tests.tiny import tiny_model
@@ -54,6 +56,12 @@ LATER = 4
 
 # Eight workers on a machine of two cores are meant here.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+
+
+@pytest.fixture(autouse=True)
+def no_worker_is_left() -> Iterator[None]:
+    yield
+    end_workers()  # the traceback of a test that failed holds its loader, and workers do not hear the end of pytest
 
 
 @pytest.fixture(scope="module")
@@ -365,21 +373,60 @@ def test_the_lengths_that_a_plan_counts_are_those_of_the_pairs_that_are_shown(
     assert len(counted) == EPOCHS * COUNT
 
 
-def test_no_worker_prepares_more_steps_than_it_is_allowed(tokenizer: Any, shards: Path) -> None:
-    planned = multiprocessing.get_context("fork").Value("i", 0)
+class Watched:
+    """A tokenizer that calls a function before each group."""
 
-    def plan(epoch: int, step: int) -> Step:
-        with planned.get_lock():
-            planned.value += 1
-        return plan_fixed(epoch, step, COUNT, 1, 1, 1)
+    def __init__(self, tokenizer: PairTokenizer, before: Callable[[], Any]) -> None:
+        self._tokenizer, self._before = tokenizer, before
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def encode(self, query: str, passages: list[str]) -> list[Pair]:
+        self._before()
+        return self._tokenizer.encode(query, passages)
+
+
+def test_all_workers_prepare_the_first_step_together(tokenizer: Any, shards: Path) -> None:
     data = data_set(shards, tokenizer)
-    source = PlanSource(lambda: step_numbers(Cursor(42, 0, 0, 1, "f"), COUNT, EPOCHS), plan, 0)
+    groups = 8
+    at_work = multiprocessing.get_context("fork").Array("l", groups)
+
+    def note() -> None:
+        with at_work.get_lock():
+            at_work[list(at_work).index(0)] = os.getpid()
+
+    data.tokenizer = Watched(data.tokenizer, note)  # type: ignore[assignment]
+    source = PlanSource(lambda: iter([(0, 0)]), lambda epoch, step: plan_fixed(epoch, step, groups, groups, 1, 1), 0)
+    (taken,) = stream(data, source, workers=4, prefetch=1, pin_memory=False)
+    assert [len(batch.positions) for batch in taken.micro_batches] == [1] * groups
+    assert sorted(list(at_work).count(worker) for worker in set(at_work)) == [2] * 4
+
+
+def test_no_worker_prepares_more_than_it_is_allowed(tokenizer: Any, shards: Path) -> None:
+    data = data_set(shards, tokenizer)
+    prepared = multiprocessing.get_context("fork").Value("i", 0)
+
+    def count() -> None:
+        with prepared.get_lock():
+            prepared.value += 1
+
+    data.tokenizer = Watched(data.tokenizer, count)  # type: ignore[assignment]
+    source = PlanSource(
+        lambda: step_numbers(Cursor(42, 0, 0, 2, "f"), COUNT, 4),
+        lambda epoch, step: plan_fixed(epoch, step, COUNT, 2, 1, 1),
+        0,
+    )
     steps = iter(stream(data, source, workers=2, prefetch=3, pin_memory=False))
     for _ in range(5):
         next(steps)
-    # Five taken, three ahead in each of two workers, and one that each may be at work on.
-    assert planned.value <= 5 + 2 * 3 + 2
+    # Five steps taken and three ahead in each of two workers, of two micro-batches each.
+    until(lambda: prepared.value >= (5 + 2 * 3) * 2, lambda: f"{prepared.value} were prepared", 60.0)
+    before = 0
+    while before < prepared.value:  # until they rest
+        before = prepared.value
+        time.sleep(0.5)
+    assert prepared.value == (5 + 2 * 3) * 2
 
 
 def test_a_prompt_goes_before_the_query(tokenizer: Any, tmp_path: Path) -> None:

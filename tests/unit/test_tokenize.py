@@ -43,7 +43,7 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", ["unigram", "wordpiece"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(query=texts, passages=st.lists(texts, min_size=1, max_size=3), max_length=st.integers(8, 60))
 def test_longest_first_cuts_as_transformers_does(
     kind: str, query: str, passages: list[str], max_length: int, tokenizers: dict[str, Any]
@@ -59,7 +59,7 @@ def test_longest_first_cuts_as_transformers_does(
 
 
 @pytest.mark.parametrize("kind", ["unigram", "wordpiece"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     query=st.lists(st.sampled_from(WORDS), min_size=1, max_size=9).map(" ".join),
     passage=texts,

@@ -150,7 +150,7 @@ def together(gradients: dict[str, torch.Tensor], names: dict[str, torch.Tensor])
     return torch.cat([gradients[name].double().flatten() for name in names])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     lengths=st.lists(st.one_of(st.integers(1, 40), st.integers(1, 512)), min_size=1, max_size=96),
     kind=st.sampled_from(["xlm-roberta", "bert"]),
