@@ -40,7 +40,8 @@ check ruff format --check --quiet .
 check mypy --no-error-summary
 check lint-imports --no-logo
 
-# The unit tests and the mutations share the cores; the others start as many processes as there are cores by themselves.
+# Those of tests/unit and the mutations share the cores. The others start ranks by themselves, and wait for much: two at
+# a time keep two cores busy.
 say "tests: pytest tests/unit"
 failed=0
 python -m pytest -n auto --maxprocesses 4 tests/unit || failed=$?
@@ -53,15 +54,17 @@ add() {
         say "tests: there are none in tests/$1"
     fi
 }
-for name in distributed chaos gpu; do add "$name"; done
-if $all; then
-    for name in slurm end_to_end; do add "$name"; done
-fi
+# In this order, as the longest should not come last: one file is one worker's, and all of tests/slurm.
+if $all; then add slurm; fi
+add distributed
+if $all; then add end_to_end; fi
+for name in chaos gpu; do add "$name"; done
 [ ${#directories[@]} -gt 0 ] || fail "tests: found none, expected some under tests/; run in a whole checkout"
 say "tests: pytest ${directories[*]}"
-python -m pytest "${directories[@]}" || failed=$?
+python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder "${directories[@]}" || failed=$?
 if $all; then
+    # Of the named tests that are to pass while nothing is broken, those with ranks have just been run.
     say "tests: pytest tests/mutations.py"
-    python -m pytest -n auto --maxprocesses 4 tests/mutations.py || failed=$?
+    python -m pytest -n auto --maxprocesses 4 tests/mutations.py -k "not nothing_is_broken or unit" || failed=$?
 fi
 exit $failed

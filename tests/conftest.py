@@ -23,6 +23,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Side by side are whole files, for what they share, and all of SLURM's are one: there is one cluster.
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("slurm" if item.path.parent.name == "slurm" else str(item.path)))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return

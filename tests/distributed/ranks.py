@@ -27,6 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
+
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE = 180.0
 """Seconds after which a wait is given up and the test fails: far beyond what anything here takes."""
@@ -76,6 +78,12 @@ class Job:
             if int(session) in sessions and state not in "ZX":
                 found.append(int(path.parent.name))
         return found
+
+    @property
+    def descendants(self) -> list[int]:
+        """What the ranks have started, and what that has, whatever sessions it is in."""
+        ranks = [psutil.Process(process.pid) for process in self._processes]
+        return [child.pid for rank in ranks for child in rank.children(recursive=True)]
 
     def kill(self, *ranks: int) -> None:
         """SIGKILL these ranks (none named: all) and the workers of each."""
