@@ -82,9 +82,10 @@ def atomic_open(path: str | Path) -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
-def atomic_directory(path: str | Path) -> Iterator[Path]:
+def atomic_directory(path: str | Path, first_stays: bool = False) -> Iterator[Path]:
     """A directory that takes the place of `path` when the block ends, and never appears if it raises.
 
+    With `first_stays` it does not where another process was first: for what is the same whoever makes it.
     Raises UserError for a path that cannot be written or replaced and where the block finds no room on the disk.
     """
     path = Path(path)
@@ -99,7 +100,7 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
             yield staging
             with refusals_told(path):
                 _fsync_tree(staging)
-                _take_name(staging, target)
+                _take_name(staging, target, first_stays)
                 fsync_directory(target.parent)
         except BaseException as error:
             shutil.rmtree(staging, ignore_errors=True)
@@ -160,9 +161,14 @@ def _refuse_irreplaceable(path: Path, target: Path) -> None:
     raise UserError(path, found, "a directory to make or to replace", "name another one")
 
 
-def _take_name(staging: Path, target: Path) -> None:
-    if not target.exists():
-        os.replace(staging, target)
+def _take_name(staging: Path, target: Path, first_stays: bool) -> None:
+    if first_stays or not target.exists():
+        try:
+            os.replace(staging, target)
+        except OSError:  # a directory that holds something
+            if not (first_stays and target.exists()):
+                raise
+            shutil.rmtree(staging)
         return
     # A directory cannot be replaced in one rename: the old one steps aside first.
     aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old."))

@@ -116,6 +116,8 @@ class MineConfig:
     """Whose scores are written as pos_scores and neg_scores, for distillation: bm25, dense, rescore or none's"""
     workers: int = 1
     """Processes that analyze, search and filter; the result is the same for any number"""
+    part: Optional[str] = None
+    """i/n: the i-th of n tasks, from 0, on one file system, mines its share of the groups; merge/n: write them"""
     seed: int = 42
     """Seed of what is drawn, together with the query's own text"""
     reading: ReaderConfig = field(default_factory=ReaderConfig)

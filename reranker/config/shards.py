@@ -23,6 +23,8 @@ class PackConfig:
     """Model whose token lengths are written as well, for batch.policy=tokens; null: training counts them"""
     workers: int = 1
     """Processes that write shards"""
+    part: Optional[str] = None
+    """i/n: the i-th of n tasks, from 0, writes its share of the shards; merge/n: put them together"""
     overwrite: bool = False
     """Replace shards made from other groups"""
 

@@ -39,11 +39,9 @@ class TranslateConfig:
     ledger: Optional[str] = None
     """SQLite file of all translations so far, on a disk of this machine; null: ledger.sqlite in output"""
     ledgers: list[str] = field(default_factory=list)
-    """Ledgers of other runs that are read as well, as those of the parts"""
-    part: int = 0
-    """Which of the parts this process translates, by the texts' hash: the number of an array's task"""
-    parts: int = 1
-    """Parts of the texts; with several only the ledger is written, and a run of one part with ledgers= writes groups"""
+    """Ledgers of other runs that are read as well"""
+    part: Optional[str] = None
+    """i/n: the i-th of n tasks, from 0, fills a ledger with its share of the texts; merge/n: write the groups"""
     retry: Retry = Retry.errors
     """What of an earlier run is sent again: texts that failed (errors), those that gates rejected as well, none"""
     window: int = 20000

@@ -11,7 +11,6 @@ another tokenizer, and for files that are not those written.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -163,7 +162,8 @@ def write_lengths(output: Path, reader: ShardReader, tokenizer: PairTokenizer, w
     The bytes do not depend on `workers`. If another process finishes the same directory first, that one stays.
     """
     manifest = reader.manifest
-    with contextlib.suppress(_MadeMeanwhile), atomic_directory(output) as staging:
+    # Two trainings that start together on the same shards: a reader of theirs may hold the names.
+    with atomic_directory(output, first_stays=True) as staging:
         count = _Counter(reader, tokenizer.fingerprint_text, staging)
         bar = progress_bar(desc="token lengths", unit=" groups", total=manifest.groups)
         files = []
@@ -173,9 +173,6 @@ def write_lengths(output: Path, reader: ShardReader, tokenizer: PairTokenizer, w
                 bar.update(shard.groups)
         value = {"schema": SCHEMA, "tokenizer": tokenizer.fingerprint, "data": manifest.fingerprint, "shards": files}
         write_json(staging / NAME, value)
-        if (output / NAME).is_file():
-            # Two trainings that start together on the same shards: a reader of theirs may hold the names.
-            raise _MadeMeanwhile
 
 
 def find_or_write_lengths(
@@ -195,10 +192,6 @@ def find_or_write_lengths(
     output = Path(local_path(beside)) if writable else here
     write_lengths(output, reader, tokenizer, workers)
     return Lengths(output, manifest, fingerprint)
-
-
-class _MadeMeanwhile(Exception):
-    pass
 
 
 @dataclass

@@ -14,6 +14,7 @@ import io
 import itertools
 import os
 import re
+import shutil
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -29,10 +30,12 @@ from reranker.data.tokenize import Contract, PairTokenizer
 from reranker.errors import UserError
 from reranker.files import atomic_directory, refusals_told, sha256, write_json
 from reranker.groups import FORM, Group, decode_lines, parse_group, raw_lines
+from reranker.prepare.part import Shares, key_of, parse_part
 from reranker.processes import in_order
 from reranker.progress import progress_bar
 
 _BLOCK = 512
+_WITHOUT_EFFECT = ("groups", "output", "overwrite", "tokenizer", "workers", "part")
 _OURS = re.compile(r"shard-\d{5,}\.(tar|index\.safetensors)|" + re.escape(NAME))
 # Also what a kill leaves of one: `.lengths-FINGERPRINT.*`.
 _OUR_LENGTHS = re.compile(r"\.?" + lengths_name("[0-9a-f]{16}") + r"(\..+)?")
@@ -44,6 +47,7 @@ def pack_command(config: PackConfig) -> int:
     for key in ("groups_per_shard", "workers"):
         if (value := getattr(config, key)) < 1:
             raise UserError(key, str(value), "1 or more", "change the value")
+    part = parse_part(config.part)
     groups, output = Path(config.groups), Path(config.output)
     if not groups.is_file():
         raise UserError("groups", f"{groups}, no such file", "groups, one JSON object a line", "check the path")
@@ -54,8 +58,14 @@ def pack_command(config: PackConfig) -> int:
             refuse_others(output, config.overwrite)
         if (output / NAME).is_file() and not config.overwrite:
             return _packed_before(config, load_manifest(output, "output"), source, tokenizer)
-    batches = _line_batches(groups, config.groups_per_shard)
-    manifest = _write(batches, output, source, config.groups_per_shard, config.workers, tokenizer, shown=True)
+    shares = Shares(output, part, key_of(config, _WITHOUT_EFFECT, source)) if part else None
+    if shares and not shares.merging:
+        return _pack_share(config, shares)
+    if shares:
+        manifest = _merge(shares, output, source, config.groups_per_shard, config.workers, tokenizer)
+    else:
+        batches = _line_batches(groups, config.groups_per_shard)
+        manifest = _write(batches, output, source, config.groups_per_shard, config.workers, tokenizer, shown=True)
     added = f", with token lengths of {config.tokenizer}" if tokenizer else ""
     print(f"{output}: {manifest.groups} groups in {len(manifest.shards)} shards{added}")
     return 0
@@ -146,12 +156,80 @@ def _write(
             for shard in written:
                 shards.append(shard)
                 bar.update(shard.groups)
-        command = f"reranker pack groups={source['name']} groups_per_shard={groups_per_shard}"
-        manifest = Manifest(tuple(shards), source, command)
-        write_json(staging / NAME, manifest.to_dict())
-        if tokenizer:
-            _write_lengths(staging / lengths_name(tokenizer.fingerprint), manifest, tokenizer, workers)
+        return _finish(staging, shards, source, groups_per_shard, workers, tokenizer)
+
+
+def _finish(
+    staging: Path, shards: Iterable[Shard], source: dict[str, object], groups_per_shard: int, workers: int,
+    tokenizer: PairTokenizer | None,
+) -> Manifest:  # fmt: skip
+    """Write the manifest of shards that are all there, and their token lengths."""
+    command = f"reranker pack groups={source['name']} groups_per_shard={groups_per_shard}"
+    manifest = Manifest(tuple(shards), source, command)
+    write_json(staging / NAME, manifest.to_dict())
+    if tokenizer:
+        _write_lengths(staging / lengths_name(tokenizer.fingerprint), manifest, tokenizer, workers)
     return manifest
+
+
+def _pack_share(config: PackConfig, shares: Shares) -> int:
+    """Write every n-th shard, in a directory of this task."""
+    groups, part = Path(config.groups), shares.part
+    total = 0
+
+    def own() -> Iterator[tuple[int, _Lines]]:
+        nonlocal total
+        for number, batch in enumerate(_line_batches(groups, config.groups_per_shard)):
+            total += sum(bool(line.strip()) for line in batch.lines)
+            if part.has(number):
+                yield number, batch
+
+    shares.make()
+    with atomic_directory(shares.path("")) as staging:
+        write = functools.partial(_write_batch, staging, config.groups_per_shard)
+        with progress_bar(desc="pack", unit=" groups") as bar, in_order(write, own(), config.workers) as written:
+            shards = []
+            for shard in written:
+                shards.append(shard)
+                bar.update(shard.groups)
+    shares.record(groups=total, shards=[dataclasses.asdict(shard) for shard in shards])
+    print(f"{shares.directory}: part {part}, {sum(shard.groups for shard in shards)} groups in {len(shards)} shards; "
+          f"part=merge/{part.of} puts all together")  # fmt: skip
+    return 0
+
+
+def _merge(
+    shares: Shares, output: Path, source: dict[str, object], groups_per_shard: int, workers: int,
+    tokenizer: PairTokenizer | None,
+) -> Manifest:  # fmt: skip
+    """The shards of all tasks as one directory. Raises UserError where they are not all groups, once each."""
+    found: list[tuple[Shard, int]] = []
+    records = shares.records()
+    for number, record in enumerate(records):
+        found += [(Shard(**shard), number) for shard in record["shards"]]
+    found.sort(key=lambda one: one[0].name)
+    expected = [f"shard-{number:05d}.tar" for number in range(len(found))]
+    groups, totals = sum(shard.groups for shard, _ in found), {record["groups"] for record in records}
+    if [shard.name for shard, _ in found] != expected or totals != {groups}:
+        raise UserError(shares.directory, f"{groups} groups in {len(found)} shards",
+                        f"each of {max(totals)} groups once", "run the parts again")  # fmt: skip
+    with atomic_directory(output) as staging:
+        for shard, number in progress_bar(found, desc="merge", unit=" shards"):
+            for name, digest in ((shard.name, shard.sha256), (shard.index_name, shard.index_sha256)):
+                _take(shares, number, name, digest, staging / name)
+        return _finish(staging, [shard for shard, _ in found], source, groups_per_shard, workers, tokenizer)
+
+
+def _take(shares: Shares, number: int, name: str, digest: str, target: Path) -> None:
+    """A file of a task under a second name; a copy where the file system has no links."""
+    file = shares.path("", number) / name
+    if not file.is_file() or sha256(file) != digest:
+        found = "other bytes than its task wrote" if file.is_file() else "no such file"
+        raise UserError(file, found, "a whole shard", f"run part={number}/{shares.part.of} again")
+    try:
+        os.link(file, target)
+    except OSError:
+        shutil.copyfile(file, target)
 
 
 def _write_lengths(output: Path, manifest: Manifest, tokenizer: PairTokenizer, workers: int) -> None:

@@ -36,9 +36,9 @@ NAME = "prepare.json"
 SCHEMA = 1
 FOUND = 1
 """The exit code of a check that has found errors, which it has mended."""
-_OURS = ("groups", "output", "fix", "overwrite", "dry_run", "part", "parts")
+_OURS = ("groups", "output", "fix", "overwrite", "dry_run", "part")
 """Keys of the stages that this command sets, or that have no place in it."""
-_WITHOUT_EFFECT = ("output", "overwrite", "workers", "ledger")
+_WITHOUT_EFFECT = ("output", "overwrite", "workers", "ledger", "part")
 """Keys that change nothing in a stage's result; the ledger is filled by the stage itself."""
 _PATHS = (
     "groups",

@@ -101,7 +101,7 @@ def test_a_stage_that_is_done_is_not_run_again_until_something_before_it_changes
         (["stages=[pack,check]"], "stages: found check behind pack, expected pack as the last stage; move it"),
         (["stages=[check]", "mine.negatives=3"], "mine.negatives=3: found mine, which is no stage, expected one of check; "
                                                  "leave it out"),
-        (["translate.parts=2"], "translate.parts: found parts=2, expected a key that prepare does not set; leave it out"),
+        (["translate.part=0/2"], "translate.part: found part=0/2, expected a key that prepare does not set; leave it out"),
         (["mine.retriever=dense"], "dense.model: found "),
         (["source=nowhere"], "source: found nowhere, no such file, expected groups or triplets; check the path"),
     ],

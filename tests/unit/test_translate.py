@@ -224,17 +224,6 @@ def test_settings_of_a_memory_that_cannot_be_are_told(wrong: dict[str, Any], tmp
         run(tmp_path, memory(tmp_path) | wrong)
 
 
-def test_parts_translate_disjoint_texts_and_their_ledgers_make_the_groups(tmp_path: Path) -> None:
-    with translating(PAIRS) as server:
-        for part in range(3):
-            ledger = str(tmp_path / f"{part}.sqlite")
-            assert "groups" not in run(tmp_path, amazon(server), part=part, parts=3, ledger=ledger)
-        ledgers = [str(tmp_path / f"{part}.sqlite") for part in range(3)]
-        assert run(tmp_path, amazon(server), ledgers=ledgers)["sent"][0]["texts"] == 0
-        assert set(server.served.values()) == {1}
-    assert list(read_groups(tmp_path / "out/groups.jsonl")) == KOREAN
-
-
 def test_a_dry_run_tells_texts_characters_and_cost_and_sends_nothing(tmp_path: Path) -> None:
     with translating(PAIRS) as server:
         summary = run(tmp_path, amazon(server, price=1e6), dry_run=True)
@@ -345,7 +334,7 @@ def test_texts_that_failed_make_the_exit_code_1_until_they_are_translated(
         assert json.loads((output / "report.json").read_text())["texts"]["failed"] == 2
         assert command(tmp_path, amazon(server), retry=Retry.none) == 0  # known, and wanted without them
         assert capsys.readouterr().err.count("texts failed") == 0
-        parts = [command(tmp_path, amazon(server), part=part, parts=2) for part in range(2)]
+        parts = [command(tmp_path, amazon(server), part=f"{part}/2") for part in range(2)]
         assert max(parts) == 1
         capsys.readouterr()
         server.pairs = PAIRS
@@ -374,7 +363,7 @@ def test_a_file_that_is_cut_short_is_told_and_what_came_before_is_written(
     source = tmp_path / "groups.jsonl.gz"
     whole = b"".join(group.to_json().encode() + b"\n" for group in GROUPS)
     source.write_bytes(gzip.compress(whole) + gzip.compress(whole)[:30])
-    for keys in ({}, {"dry_run": True}, {"part": 0, "parts": 2}):
+    for keys in ({}, {"dry_run": True}, {"part": "0/2"}):
         assert command(tmp_path, memory(tmp_path), groups=str(source), **keys) == 1
         told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("reranker: ")]
         assert len(told) == 1

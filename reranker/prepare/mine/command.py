@@ -2,7 +2,8 @@
 
 In: a `MineConfig`. Out: groups.jsonl, rejected.jsonl, removed.jsonl, report.json and report.md in the output directory,
 each whole or absent; they take their names after every group is done. What a killed run had found lies in cache/ and
-is not searched again. With BM25 the same inputs and settings give the same bytes for any number of processes.
+is not searched again. With BM25 the same inputs and settings give the same bytes for any number of processes, and of
+tasks (`part`), which share the cache.
 """
 
 from __future__ import annotations
@@ -17,37 +18,66 @@ from typing import Any
 from reranker.checks import check_at_least
 from reranker.config.mining import Draw, MineConfig, Retriever, Teacher
 from reranker.errors import UserError, closest
-from reranker.files import atomic_open, make_directory, sha256, write_json, write_text
+from reranker.files import make_directory, sha256, write_json, write_text
 from reranker.prepare.bm25 import ANALYZERS
 from reranker.prepare.mine import dense, filters, lexical, report
 from reranker.prepare.mine.cache import Blocks, digest, model_digest
-from reranker.prepare.mine.finish import Finish, Found, finish_block
+from reranker.prepare.mine.finish import Finish, finish_block
 from reranker.prepare.mine.pool import Plan
 from reranker.prepare.mine.rescore import Rescoring, rescore
 from reranker.prepare.mine.scorers import LexicalScorer
 from reranker.prepare.mine.store import build_store, open_store
+from reranker.prepare.mine.write import Written, counted, leave, merged, write
+from reranker.prepare.part import Part, Shares, key_of, parse_part
 from reranker.prepare.readers import corpus_file, detect
 from reranker.processes import in_order
 from reranker.progress import progress_bar
+
+_WITHOUT_EFFECT = ("groups", "corpus", "output", "workers", "part")
+"""Settings that change nothing in the result; the files' content counts, not their names."""
 
 
 def mine_command(config: MineConfig) -> int:
     """`reranker mine`. Returns 1 where no group came out, else 0. Raises UserError."""
     check_settings(config)
     _check_files(config)
-    output = Path(config.output)
+    output, part = Path(config.output), parse_part(config.part)
     cache = output / "cache"
     make_directory(cache)
     store, inputs = _store(config, cache)
-    plan = _plan(config, cache, store, inputs)
+    shares = None
+    if part:
+        models = [model_digest(name) for name in (config.dense.model, config.rescore.model) if name]
+        shares = Shares(output, part, key_of(config, _WITHOUT_EFFECT, inputs, models))
+    if shares and shares.merging:
+        return _report(config, write(merged(shares, open_store(store).requests), output))
+    every = range(open_store(store).blocks)
+    blocks = part.of_range(len(every)) if part else every
+    plan = _plan(config, cache, store, inputs, blocks, part)
     rescoring = _rescoring(config, cache, inputs)
     if rescoring:
-        rescore(rescoring, plan)
+        rescore(rescoring, plan, blocks)
     finish = Finish(
         plan, rescoring, config.rescore.margin, config.rescore.threshold, config.least, config.teacher.value
     )
-    found, samples, removed = _write(finish, output, config.workers)
-    summary = report.summarize(found, removed, samples, _plain(dataclasses.asdict(config)))
+    with (
+        progress_bar(desc="filters", unit=" blocks", total=len(blocks)) as bar,
+        in_order(functools.partial(finish_block, finish), blocks, config.workers) as results,
+    ):
+        found = counted(results, bar)
+        written = leave(shares, found) if shares else write(found, output)
+    if shares:
+        print(f"{shares.directory}: part {shares.part}, {written.groups:,} groups, {written.rejected:,} rejected; "
+              f"part=merge/{shares.part.of} writes them")  # fmt: skip
+        return 0
+    return _report(config, written)
+
+
+def _report(config: MineConfig, written: Written) -> int:
+    output, settings = Path(config.output), dataclasses.asdict(config)
+    del settings["part"]  # who made it changes nothing in it
+    found, removed = written.total, written.removed
+    summary = report.summarize(found, removed, written.samples, _plain(settings))
     write_json(output / "report.json", summary)
     write_text(output / "report.md", report.markdown(summary))
     print(f"{output}: {summary['groups']:,} groups with {summary['negatives']:,} negatives, "
@@ -65,6 +95,7 @@ def mine_command(config: MineConfig) -> int:
 
 def check_settings(config: MineConfig) -> None:
     """Refuse values that cannot be, or not together; no file is looked at. Raises UserError that names the key."""
+    parse_part(config.part)
     check_at_least([
         *((key, getattr(config, key), 1) for key in ("negatives", "least", "workers", "fusion_constant")),
         ("dense.batch_tokens", config.dense.batch_tokens, 1), ("dense.block", config.dense.block, 1),
@@ -121,14 +152,14 @@ def _store(config: MineConfig, cache: Path) -> tuple[Path, str]:
     return directory, inputs
 
 
-def _plan(config: MineConfig, cache: Path, store: Path, inputs: str) -> Plan:
+def _plan(config: MineConfig, cache: Path, store: Path, inputs: str, blocks: range, part: Part | None) -> Plan:
     lexical_scorer, rankings = None, []
     if config.retriever is not Retriever.dense:
-        lexical_scorer, ranking = _search_lexical(config, cache, store, inputs)
+        lexical_scorer, ranking = _search_lexical(config, cache, store, inputs, blocks)
         rankings.append(ranking)
     embeddings = None
     if config.retriever is not Retriever.bm25:
-        embeddings, ranking = _search_dense(config, cache, store, inputs)
+        embeddings, ranking = _search_dense(config, cache, store, inputs, blocks, part)
         rankings.append(ranking)
     return Plan(
         store=store,
@@ -148,7 +179,9 @@ def _plan(config: MineConfig, cache: Path, store: Path, inputs: str) -> Plan:
     )
 
 
-def _search_lexical(config: MineConfig, cache: Path, store: Path, inputs: str) -> tuple[LexicalScorer, Path]:
+def _search_lexical(
+    config: MineConfig, cache: Path, store: Path, inputs: str, mine: range
+) -> tuple[LexicalScorer, Path]:
     from importlib.metadata import version
 
     settings = config.bm25
@@ -161,10 +194,9 @@ def _search_lexical(config: MineConfig, cache: Path, store: Path, inputs: str) -
     last = config.window[1]
     found = cache / f"bm25-search-{digest(*key, settings.max_document_share, last)}"
     blocks = Blocks(found)
-    total = open_store(store).blocks
-    missing = [number for number in range(total) if not blocks.done(number)]
+    missing = [number for number in mine if not blocks.done(number)]
     search = functools.partial(_search_block, scorer, store, found, last)
-    bar = progress_bar(desc="BM25 search", unit=" blocks", total=total, initial=total - len(missing))
+    bar = progress_bar(desc="BM25 search", unit=" blocks", total=len(mine), initial=len(mine) - len(missing))
     with bar, in_order(search, missing, config.workers) as done:
         for _ in done:
             bar.update()
@@ -185,7 +217,9 @@ def _search_block(scorer: LexicalScorer, store_directory: Path, found: Path, las
     Blocks(found).put(number, places=places)
 
 
-def _search_dense(config: MineConfig, cache: Path, store: Path, inputs: str) -> tuple[Path, Path]:
+def _search_dense(
+    config: MineConfig, cache: Path, store: Path, inputs: str, blocks: range, part: Part | None
+) -> tuple[Path, Path]:
     settings = config.dense
     assert settings.model is not None
     key = ["dense", inputs, model_digest(settings.model), settings.query_prefix, settings.passage_prefix,
@@ -196,11 +230,11 @@ def _search_dense(config: MineConfig, cache: Path, store: Path, inputs: str) -> 
         settings.model, settings.query_prefix, settings.passage_prefix, settings.max_length, settings.batch_tokens,
         devices,
     )  # fmt: skip
-    dense.encode(encoder, store, directory)
+    dense.encode(encoder, store, directory, blocks, part)
     last = config.window[1]
     # A product's last bit hangs on the shape of the matrices, and a rounded score still may: see dense.DECIMALS.
     found = cache / f"dense-search-{digest(*key, last, settings.block, devices[0])}"
-    dense.search(directory, store, Blocks(found), last, settings.block, devices[0])
+    dense.search(directory, store, Blocks(found), last, settings.block, devices[0], blocks)
     return directory, found
 
 
@@ -211,31 +245,6 @@ def _rescoring(config: MineConfig, cache: Path, inputs: str) -> Rescoring | None
     directory = cache / f"rescore-{digest('rescore', inputs, model_digest(settings.model), settings.max_length)}"
     devices = dense.devices_of(settings.device.value)
     return Rescoring(settings.model, directory, settings.max_length, settings.batch_tokens, devices)
-
-
-def _write(finish: Finish, output: Path, workers: int) -> tuple[Found, list[str], int]:
-    """Write the groups and what is left out; the counts of all blocks, the first groups, and how many were removed."""
-    total, gone = Found(), 0
-    samples: list[str] = []
-    blocks = range(open_store(finish.plan.store).blocks)
-    with (
-        atomic_open(output / "rejected.jsonl") as rejected,
-        atomic_open(output / "removed.jsonl") as removed,
-        atomic_open(output / "groups.jsonl") as groups,
-        progress_bar(desc="filters", unit=" blocks", total=len(blocks)) as bar,
-        in_order(functools.partial(finish_block, finish), blocks, workers) as results,
-    ):
-        for found in results:
-            groups.write("".join(f"{line}\n" for line in found.groups).encode("utf-8"))
-            rejected.write("".join(f"{line}\n" for line in found.rejected).encode("utf-8"))
-            removed.write("".join(f"{line}\n" for line in found.removed).encode("utf-8"))
-            gone += len(found.removed)
-            samples += found.groups[: report.SAMPLES - len(samples)]
-            total.scores_dropped += found.scores_dropped
-            for name in ("dropped", "origins", "ranks", "positive_ranks", "sizes"):
-                getattr(total, name).update(getattr(found, name))
-            bar.update()
-    return total, samples, gone
 
 
 def _plain(value: Any) -> Any:

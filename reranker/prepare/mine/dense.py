@@ -3,7 +3,8 @@
 In: a store and a model. Out: unit vectors (float32) of all texts and queries in blocks written whole, and for each
 query its best places by cosine, rounded to `DECIMALS`, equal ones by place. Nothing is approximated: every query
 meets every candidate. Memory holds the vectors of a block of passages and of queries and the scores between them. On
-GPUs one process each encodes every n-th block.
+GPUs one process each encodes every n-th block. Of several tasks each needs all passages and begins with a share of its
+own; what the others have not done by then it does as well, their last blocks first: none waits for one that is lost.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from reranker.errors import UserError
 from reranker.files import atomic_open, make_directory
 from reranker.prepare.mine.cache import QUERIES, Blocks
 from reranker.prepare.mine.store import Store, open_store
+from reranker.prepare.part import Part
 from reranker.processes import in_order
 from reranker.progress import progress_bar, without_hub_bars
 
@@ -100,29 +102,37 @@ def devices_of(name: str) -> tuple[str, ...]:
     return tuple(f"cuda:{number}" for number in range(torch.cuda.device_count()))
 
 
-def encode(encoder: Encoder, store: Path, directory: Path) -> None:
-    """Write passages/block-*.npy and queries/block-*.npy, those that are not there yet."""
+def encode(encoder: Encoder, store: Path, directory: Path, blocks: range, part: Part | None = None) -> None:
+    """Write passages/block-*.npy, and queries/block-*.npy of `blocks`, those that are not there yet.
+
+    `part`: the task that this is of several; its share of the passages comes first.
+    """
     make_directory(directory / "passages")
     make_directory(directory / "queries")
-    calls = [(encoder, store, directory, share) for share in range(len(encoder.devices))]
+    passages = range(-(-len(open_store(store)) // TEXTS))
+    own = part.of_range(len(passages)) if part else passages
+    wanted = [
+        *(("passages", number) for number in own),
+        *(("queries", number) for number in blocks),
+        *(("passages", number) for number in reversed(passages) if number not in own),
+    ]
+    devices = len(encoder.devices)
+    calls = [(encoder, store, directory, share, wanted[share::devices]) for share in range(devices)]
     with in_order(_encode_share, calls, len(calls)) as shares:
         for _ in shares:
             pass
 
 
-def _encode_share(call: tuple[Encoder, Path, Path, int]) -> None:
+def _encode_share(call: tuple[Encoder, Path, Path, int, list[tuple[str, int]]]) -> None:
     import numpy as np
 
-    encoder, store_directory, directory, share = call
+    encoder, store_directory, directory, share, wanted = call
     store, model = open_store(store_directory), None
-    passages = [(directory / "passages", number) for number in range(-(-len(store) // TEXTS))]
-    queries = [(directory / "queries", number) for number in range(store.blocks)]
-    mine = [*passages, *queries][share :: len(encoder.devices)]
-    for target, number in progress_bar(mine, desc="dense encoding", unit=" blocks", disable=share > 0):
-        path = target / f"block-{number:06d}.npy"
+    for kind, number in progress_bar(wanted, desc="dense encoding", unit=" blocks", disable=share > 0):
+        path = directory / kind / f"block-{number:06d}.npy"
         if path.exists():
             continue
-        if target.name == "queries":
+        if kind == "queries":
             texts = [encoder.query_prefix + request.query for request in store.block(number)]
         else:
             last = min((number + 1) * TEXTS, len(store))
@@ -155,16 +165,19 @@ def _embed(model: Any, texts: Sequence[str], batch_tokens: int) -> Any:
     return found
 
 
-def search(directory: Path, store_directory: Path, found: Blocks, last: int, block: int, device: str) -> None:
+def search(
+    directory: Path, store_directory: Path, found: Blocks, last: int, block: int, device: str,
+    blocks: range | None = None,
+) -> None:  # fmt: skip
     """Leave the best candidates of each query in `found`, as many as ranks up to `last` want, behind them -1.
 
-    For the blocks of queries that are not there yet; `block` passages are compared at a time.
+    For those `blocks` of queries (None: all) that are not there yet; `block` passages are compared at a time.
     """
     import numpy as np
     import torch
 
     store = open_store(store_directory)
-    missing = [number for number in range(store.blocks) if not found.done(number)]
+    missing = [number for number in (range(store.blocks) if blocks is None else blocks) if not found.done(number)]
     with progress_bar(desc="dense search", unit=" blocks", total=len(missing)) as bar:
         for depths in _passes(store, missing, last):
             rows = [np.load(directory / "queries" / f"block-{number:06d}.npy") for number in depths]

@@ -7,6 +7,7 @@ those that were there, those of the window by rank, those drawn.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -52,6 +53,30 @@ class Found:
     positive_ranks: Counter[int] = field(default_factory=Counter)
     sizes: Counter[int] = field(default_factory=Counter)
     scores_dropped: int = 0
+
+    @property
+    def requests(self) -> int:
+        """Groups that were looked at."""
+        return sum(self.positive_ranks.values())
+
+    def add(self, other: Found) -> None:
+        """Add another block's counts, not its lines."""
+        self.scores_dropped += other.scores_dropped
+        for name in _COUNTERS:
+            getattr(self, name).update(getattr(other, name))
+
+    def to_json(self) -> str:
+        """One line; JSON's own keys are texts."""
+        value = {name: list(getattr(self, name).items()) for name in _COUNTERS}
+        return json.dumps(dataclasses.asdict(self) | value, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, line: bytes) -> Found:
+        value = json.loads(line)
+        return cls(**value | {name: Counter(dict(map(tuple, value[name]))) for name in _COUNTERS})
+
+
+_COUNTERS = ("dropped", "origins", "ranks", "positive_ranks", "sizes")
 
 
 def finish_block(finish: Finish, number: int) -> Found:

@@ -28,7 +28,10 @@ _CHUNKS = 1024
 
 
 def build_index(store: Path, directory: Path, analyzer: str, k1: float, b: float, workers: int) -> None:
-    """Analyze and index every text of the store, whole or not at all. Raises UserError if none holds a token."""
+    """Analyze and index every text of the store, whole or not at all; another task may be first.
+
+    Raises UserError if none holds a token.
+    """
     import bm25s
     import numpy as np
 
@@ -36,7 +39,7 @@ def build_index(store: Path, directory: Path, analyzer: str, k1: float, b: float
     vocabulary: dict[str, int] = {}
     ends = array("q", [0])
     calls = [(store, analyzer, first, min(first + PASSAGES, size)) for first in range(0, size, PASSAGES)]
-    with atomic_directory(directory) as staging:
+    with atomic_directory(directory, first_stays=True) as staging:
         with (
             open(staging / "tokens.bin", "wb") as stream,
             progress_bar(desc="BM25 analysis", unit=" texts", total=size) as bar,

@@ -28,9 +28,10 @@ class Rescoring:
     devices: tuple[str, ...]
 
 
-def rescore(rescoring: Rescoring, plan: Plan) -> None:
-    """Score what is not scored yet. Raises UserError for a model that does not load."""
-    calls = [(rescoring, plan, share) for share in range(len(rescoring.devices))]
+def rescore(rescoring: Rescoring, plan: Plan, blocks: range) -> None:
+    """Score what is not scored yet of `blocks`. Raises UserError for a model that does not load."""
+    devices = len(rescoring.devices)
+    calls = [(rescoring, plan, share, blocks[share::devices]) for share in range(devices)]
     with in_order(_rescore_share, calls, len(calls)) as shares:
         for _ in shares:
             pass
@@ -46,13 +47,12 @@ def scores_of(rescoring: Rescoring, number: int) -> dict[tuple[int, int], float]
     return dict(zip(keys, found["scores"].tolist(), strict=True))
 
 
-def _rescore_share(call: tuple[Rescoring, Plan, int]) -> None:
+def _rescore_share(call: tuple[Rescoring, Plan, int, range]) -> None:
     import numpy as np
 
-    rescoring, plan, share = call
+    rescoring, plan, share, mine = call
     store, reranker = open_store(plan.store), None
     blocks = Blocks(rescoring.directory)
-    mine = range(store.blocks)[share :: len(rescoring.devices)]
     for number in progress_bar(mine, desc="rescoring", unit=" blocks", disable=share > 0):
         of_block = pools(plan, number)
         known = scores_of(rescoring, number)

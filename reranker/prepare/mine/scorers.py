@@ -43,7 +43,7 @@ class DenseScorer:
 
     def __init__(self, directory: Path) -> None:
         self._passages = _Embeddings(directory / "passages")
-        self._queries = _Embeddings(directory / "queries")
+        self._queries = _Embeddings(directory / "queries", QUERIES)
 
     def of_block(self, number: int, requests: Sequence[Request]) -> Callable[[int, Sequence[int]], Any]:
         queries = self._queries.rows(range(number * QUERIES, number * QUERIES + len(requests)))
@@ -51,20 +51,28 @@ class DenseScorer:
 
 
 class _Embeddings:
-    """Rows out of the blocks that an encoder wrote, mapped and not read."""
+    """Rows out of the blocks that an encoder wrote, each mapped when it is first asked for.
 
-    def __init__(self, directory: Path) -> None:
-        import numpy as np
+    `length`: rows of every block but the last; None: as many as the first one has.
+    """
 
-        paths = sorted(directory.glob("block-*.npy"))
-        self._blocks = [np.load(path, mmap_mode="r") for path in paths]
-        self._length = len(self._blocks[0])
+    def __init__(self, directory: Path, length: int | None = None) -> None:
+        self._directory, self._length = directory, length
+        self._blocks: dict[int, Any] = {}
 
     def rows(self, places: Sequence[int]) -> Any:
         import numpy as np
 
-        found = [self._blocks[place // self._length][place % self._length] for place in places]
-        return np.array(found, np.float32).reshape(len(found), self._blocks[0].shape[1])
+        length = self._length or len(self._block(0))
+        found = [self._block(place // length)[place % length] for place in places]
+        return np.array(found, np.float32).reshape(len(found), -1)
+
+    def _block(self, number: int) -> Any:
+        import numpy as np
+
+        if number not in self._blocks:
+            self._blocks[number] = np.load(self._directory / f"block-{number:06d}.npy", mmap_mode="r")
+        return self._blocks[number]
 
 
 @functools.lru_cache(maxsize=1)

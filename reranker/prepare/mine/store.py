@@ -114,8 +114,8 @@ def open_store(directory: Path) -> Store:
 
 
 def build_store(groups: Path, corpus: Path | None, directory: Path, reading: ReaderConfig | None = None) -> None:
-    """Read both inputs and write the directory, whole or not at all. Raises UserError."""
-    with atomic_directory(directory) as staging:
+    """Read both inputs and write the directory, whole or not at all; another task may be first. Raises UserError."""
+    with atomic_directory(directory, first_stays=True) as staging:
         builder = _Builder(staging)
         with open(staging / "texts.bin", "wb") as builder.stream:
             if corpus is not None:

@@ -21,7 +21,9 @@ from typing import Any, cast
 from reranker.checks import check_at_least
 from reranker.config.translation import Retry, TranslateConfig
 from reranker.errors import UserError
-from reranker.files import make_directory
+from reranker.files import make_directory, sha256
+from reranker.prepare.part import Shares, key_of, parse_part
+from reranker.prepare.readers import detect
 from reranker.prepare.translate.backend import Backend, make_backend
 from reranker.prepare.translate.dry_run import estimate
 from reranker.prepare.translate.gates import Gates
@@ -34,6 +36,11 @@ from reranker.prepare.translate.tally import Tally
 from reranker.prepare.translate.write import write_outputs
 from reranker.progress import progress_bar
 
+_WITHOUT_EFFECT = (
+    "groups", "output", "backend", "fallback", "back", "ledger", "ledgers", "part", "retry", "window", "max_unreadable",
+    "max_failures", "samples", "dry_run", "gates",
+)  # fmt: skip
+"""Settings that change nothing in what a text becomes, or that the backends' identities and the gates' digest hold."""
 _WAIT = 1.0
 """Seconds between two looks at what other processes have in hand."""
 
@@ -64,7 +71,9 @@ def translate(config: TranslateConfig, gates: Judge) -> dict[str, Any]:
     """
     check_settings(config)
     began = time.monotonic()
-    path = Path(config.ledger or Path(config.output) / "ledger.sqlite")
+    shares = _shares(config, gates)
+    path = Path(config.ledger or (shares.path(".sqlite") if shares and not shares.merging else
+                                  Path(config.output) / "ledger.sqlite"))  # fmt: skip
     lines = Lines(config.groups, config.max_unreadable, config.reading)
     with contextlib.ExitStack() as stack:
         backends = [
@@ -78,22 +87,32 @@ def translate(config: TranslateConfig, gates: Judge) -> dict[str, Any]:
             if path.is_file():
                 others.insert(0, stack.enter_context(contextlib.closing(Ledger(path, read_only=True))))
             return _estimate(config, lines, seen, others, backends)
-        make_directory(config.output)
         stack.enter_context(_terminated_like_interrupted())
-        durable = any(backend.price > 0 for backend in backends)
-        ledger = stack.enter_context(contextlib.closing(Ledger(path, durable=durable)))
-        with progress_bar(desc="translate", unit=" texts") as bar:
-            translator = Translator(ledger, others, backends, gates, config.retry, config.max_failures, bar.update)
-            tally = _send(config, lines, seen, translator)
+        if shares and shares.merging:
+            records = shares.records()
+            others = [
+                *(stack.enter_context(contextlib.closing(Ledger(one["ledger"], read_only=True))) for one in records),
+                *others,
+            ]
+            make_directory(config.output)
+            translator = Translator(others[0], others[1:], backends, gates, Retry.none, config.max_failures)
+            tally = _merged(config, shares, records, lines, seen, translator)
+        else:
+            make_directory(path.parent if shares else config.output)
+            durable = any(backend.price > 0 for backend in backends)
+            ledger = stack.enter_context(contextlib.closing(Ledger(path, durable=durable, alone=bool(shares))))
+            with progress_bar(desc="translate", unit=" texts") as bar:
+                translator = Translator(ledger, others, backends, gates, config.retry, config.max_failures, bar.update)
+                tally = _send(config, lines, seen, translator)
         summary = {
             "source": config.source,
             "target": config.target,
             **tally.summary,
             "sent": _sent(translator, backends),
         }
-        if config.parts > 1:
-            told = [f"{path}: part {config.part} of {config.parts}, {_texts(summary)}",
-                    "a run with parts=1 and ledgers=[...] writes the groups"]  # fmt: skip
+        if shares and not shares.merging:
+            shares.record(ledger=str(path.resolve()), texts=tally.summary["texts"], sent=summary["sent"])
+            told = [f"{path}: part {shares.part}, {_texts(summary)}; part=merge/{shares.part.of} writes the groups"]
             return summary | {"told": told, "problems": _problems(config, tally, lines)}
         written = write_outputs(Path(config.output), lines, translator, config.samples)
         groups = written.counts
@@ -108,13 +127,20 @@ def translate(config: TranslateConfig, gates: Judge) -> dict[str, Any]:
                           "problems": problems}  # fmt: skip
 
 
+def _share(config: TranslateConfig) -> tuple[int, int]:
+    """Which of how many shares of the texts; a merge looks at all."""
+    part = parse_part(config.part)
+    return (part.number, part.of) if part and part.number is not None else (0, 1)
+
+
 def _problems(config: TranslateConfig, tally: Tally, lines: Lines) -> list[str]:
     problems = [lines.cut_short] if lines.cut_short else []
     if config.retry is Retry.none:
         return problems  # that they are not translated is known, and wanted so
     if tally.failed:
-        problems.append(f"{config.output}: {tally.failed} texts failed: the same command sends them again, retry=none "
-                        "goes on without them")  # fmt: skip
+        again = "their parts send" if config.part and config.part.startswith("merge") else "the same command sends"
+        problems.append(f"{config.output}: {tally.failed} texts failed: {again} them again, retry=none goes on without "
+                        "them")  # fmt: skip
     if tally.missing:
         problems.append(f"{config.output}: {tally.missing} texts that no backend has: name a fallback that has them, "
                         "or retry=none goes on without them")  # fmt: skip
@@ -126,7 +152,7 @@ def _send(config: TranslateConfig, lines: Lines, seen: Seen, translator: Transla
     tally = Tally()
     while True:
         waiting = 0
-        for window in windows(lines, seen, config.part, config.parts, config.window):
+        for window in windows(lines, seen, *_share(config), config.window):
             left = translator.translate(window)
             seen.remove(left)
             waiting += len(left)
@@ -136,6 +162,32 @@ def _send(config: TranslateConfig, lines: Lines, seen: Seen, translator: Transla
             return tally
         # Another process has them in hand: it records them, or dies and leaves them to us.
         time.sleep(_WAIT)
+
+
+def _merged(
+    config: TranslateConfig, shares: Shares, records: list[dict[str, Any]], lines: Lines, seen: Seen,
+    translator: Translator,
+) -> Tally:  # fmt: skip
+    """Count what the parts have made of every text. Raises UserError where a text is in no ledger of theirs."""
+    tally, unknown = Tally(), 0
+    for window in windows(lines, seen, 0, 1, config.window):
+        entries = translator.resolve(dict(window))
+        known = {key: text for key, text in window if key in entries}
+        tally.add(known.items(), entries)
+        unknown += len(window) - len(known)
+    distinct, parts = tally.summary["texts"]["distinct"], sum(one["texts"]["distinct"] for one in records)
+    if unknown or distinct != parts:
+        raise UserError(shares.directory, f"{parts} texts in all parts, {unknown} of the source in none",
+                        f"each of {distinct + unknown} once", "run the parts again")  # fmt: skip
+    return tally
+
+
+def _shares(config: TranslateConfig, gates: Judge) -> Shares | None:
+    part = parse_part(config.part)
+    if not part or config.dry_run:
+        return None
+    files = [sha256(path) for path in detect(config.groups, config.reading).everything]
+    return Shares(Path(config.output), part, key_of(config, _WITHOUT_EFFECT, gates.digest, *files))
 
 
 def _sent(translator: Translator, backends: list[Backend]) -> list[dict[str, Any]]:
@@ -160,7 +212,7 @@ def _texts(summary: dict[str, Any]) -> str:
 def _estimate(
     config: TranslateConfig, lines: Lines, seen: Seen, ledgers: list[Ledger], backends: list[Backend]
 ) -> dict[str, Any]:
-    texts = windows(lines, seen, config.part, config.parts, config.window)
+    texts = windows(lines, seen, *_share(config), config.window)
     distinct, characters, estimates = estimate(texts, ledgers, backends, AGAIN[config.retry])
     told = [f"{distinct} distinct texts, {characters} characters"]
     for each in estimates:
@@ -173,10 +225,9 @@ def _estimate(
 
 def check_settings(config: TranslateConfig) -> None:
     """Refuse values that cannot be, or not together; no file is looked at. Raises UserError that names the key."""
-    check_at_least([("parts", config.parts, 1), ("part", config.part, 0), ("window", config.window, 1),
-                    ("max_failures", config.max_failures, 1), ("samples", config.samples, 0)])  # fmt: skip
-    if config.part >= config.parts:
-        raise UserError("part", str(config.part), f"less than parts={config.parts}", "parts are counted from 0")
+    parse_part(config.part)
+    check_at_least([("window", config.window, 1), ("max_failures", config.max_failures, 1),
+                    ("samples", config.samples, 0)])  # fmt: skip
     if not 0 <= config.max_unreadable <= 1:
         raise UserError("max_unreadable", str(config.max_unreadable), "a share between 0 and 1", "change the value")
     for key in ("source", "target"):

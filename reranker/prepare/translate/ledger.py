@@ -4,7 +4,8 @@ In: hashes of texts and what became of them, by backend (its identity holds the 
 same, after any kill: a batch is one SQLite transaction. Several processes of one machine share a ledger: a text is
 claimed before it is sent, and the claim of a process that died is void. Liveness is a lock of the system on a file
 beside the ledger and no process id, which containers count differently and which come again. SQLite's locks are not
-safe on a network file system: processes of several machines have a ledger each, with a part of the texts.
+safe on a network file system: processes of several machines have a ledger each, with a part of the texts, which they
+hold alone.
 """
 
 from __future__ import annotations
@@ -76,11 +77,12 @@ class Ledger:
     """One ledger file, opened for reading and writing, or `read_only`: for reading alone.
 
     `durable` makes each batch outlive a loss of power as well, at the price of waiting for the disk; a kill -9 loses
-    nothing that was recorded either way. Used by one thread. Raises UserError for a file that is no ledger, and from
-    every method for one that cannot be read or written.
+    nothing that was recorded either way. `alone`: no other process opens it meanwhile, so that no memory is shared
+    through the file system. Used by one thread. Raises UserError for a file that is no ledger, and from every method
+    for one that cannot be read or written.
     """
 
-    def __init__(self, path: str | Path, durable: bool = False, read_only: bool = False) -> None:
+    def __init__(self, path: str | Path, durable: bool = False, read_only: bool = False, alone: bool = False) -> None:
         # Two names of one ledger, a link and its target, must find the same locks beside it.
         self.path = Path(path).resolve()
         self.owner = uuid.uuid4().hex
@@ -95,6 +97,8 @@ class Ledger:
             uri = f"{self.path.as_uri()}?mode={'ro' if read_only else 'rwc'}"
             # Isolation level None: transactions begin where the code says so. A minute for another process's batch.
             self._database = sqlite3.connect(uri, uri=True, timeout=60, isolation_level=None, check_same_thread=False)
+            if alone:
+                self._database.execute("PRAGMA locking_mode=EXCLUSIVE")
             if not read_only:
                 self._database.execute("PRAGMA journal_mode=WAL")
                 self._database.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
