@@ -418,6 +418,26 @@ MUTATIONS = [
         "tests/unit/test_translate.py::test_a_group_goes_with_its_query_its_positive_or_all_of_its_negatives",
     ),
     Mutation(
+        "the share of a part leaves a group out", "prepare/part.py",
+        "total * (self.number + 1) // self.of)", "(total * (self.number + 1) - 1) // self.of)",
+        "tests/unit/test_part.py::test_the_ranges_of_all_parts_are_everything_once",
+    ),
+    Mutation(
+        "a merge takes parts of other settings", "prepare/part.py",
+        '(value.get("schema"), value.get("key")) != (SCHEMA, self._key)', 'value.get("schema") != SCHEMA',
+        "tests/unit/test_part.py::test_a_part_with_other_settings_or_inputs_is_not_merged[pack]",
+    ),
+    Mutation(
+        "a merge takes a shard that its task did not write", "prepare/pack.py",
+        "if not file.is_file() or sha256(file) != digest:", "if not file.is_file():",
+        "tests/unit/test_part.py::test_a_shard_of_a_part_that_is_damaged_or_gone_is_named",
+    ),
+    Mutation(
+        "a merge does not count what a part of mining has found", "prepare/mine/write.py",
+        '!= (record["requests"], record["groups"]):', "== ():",
+        "tests/unit/test_part.py::test_what_a_part_of_mining_has_found_is_counted_again_by_the_merge",
+    ),
+    Mutation(
         "a positive of the same query is mined as a negative", "prepare/mine/pool.py",
         "        if place in self._request.same:", "        if False:",
         "tests/unit/test_mine.py::test_no_positive_of_the_same_query_and_no_equivalent_is_a_negative",
