@@ -61,10 +61,9 @@ if $all; then add end_to_end; fi
 for name in chaos gpu; do add "$name"; done
 [ ${#directories[@]} -gt 0 ] || fail "tests: found none, expected some under tests/; run in a whole checkout"
 say "tests: pytest ${directories[*]}"
-python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder "${directories[@]}" || failed=$?
+python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "${directories[@]}" || failed=$?
 if $all; then
-    # Of the named tests that are to pass while nothing is broken, those with ranks have just been run.
     say "tests: pytest tests/mutations.py"
-    python -m pytest -n auto --maxprocesses 4 tests/mutations.py -k "not nothing_is_broken or unit" || failed=$?
+    python -m pytest -n auto --maxprocesses 4 tests/mutations.py || failed=$?
 fi
 exit $failed

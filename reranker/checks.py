@@ -11,17 +11,37 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from reranker.config.common import MOST_OPEN, BatchPolicy, CacheConfig, Precision
-from reranker.config.training import TrainConfig
+from reranker.config.common import MOST_OPEN, BatchPolicy, CacheConfig, LabelLoss, Precision, TeacherLoss
+from reranker.config.training import LossConfig, TrainConfig
 from reranker.errors import UserError, closest, shorten
 
 ACCEPTABLE = (
     "data.shards", "train.seed", "data.shuffle_block", "batch.groups", "tokenizer", "model", "model.name",
     "model.revision", "data.group_size", "data.short_groups", "data.truncation", "data.max_length",
-    "data.query_max_length", "data.negatives", "loss.labels", "loss.distillation", "loss.temperature",
+    "data.query_max_length", "data.negatives", "loss.labels", "loss.distillation", "loss.temperature", "loss.by_label",
+    "loss.by_teacher", "loss.more",
 )  # fmt: skip
 """What a resume compares with its checkpoint and refuses unless train.accept names it; the first three decide which
 group stands at which position."""
+
+
+def loss_weights(loss: LossConfig) -> tuple[float, float]:
+    """(weight of all losses that know the positive, of all that know a teacher's scores). Raises UserError."""
+    more = {} if loss.more is None else loss.more
+    if not isinstance(more, dict):
+        raise UserError("loss.more", shorten(str(more)), "losses with their weights", "say loss.more={ranknet: 0.5}")
+    every = [*LabelLoss.__members__, *TeacherLoss.__members__]
+    for name, weight in more.items():
+        if name not in every:
+            near = closest(str(name), every)
+            raise UserError("loss.more", str(name), f"one of {', '.join(every)}",
+                            f"did you mean {near}?" if near else "change the name")  # fmt: skip
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
+            raise UserError(f"loss.more.{name}", str(weight), "a number, 0 or more", "change the value")
+    return (
+        loss.labels + sum(weight for name, weight in more.items() if name in LabelLoss.__members__),
+        loss.distillation + sum(weight for name, weight in more.items() if name in TeacherLoss.__members__),
+    )
 
 
 def accumulation(groups: int, per_gpu: int, world: int) -> int:
@@ -123,10 +143,11 @@ def check_train(config: TrainConfig) -> None:
             "lower it or raise data.max_length",
         )
     places = data.group_size - 1
-    if not config.loss.labels and (data.negatives.warmup or round(data.negatives.random * places) == places):
+    by_label, by_teacher = loss_weights(config.loss)
+    if not by_label and (data.negatives.warmup or round(data.negatives.random * places) == places):
         raise UserError("loss.labels", "0 where all negatives are random", "a weight above 0: no teacher scored them",
                         "say data.negatives.warmup=0 and a smaller data.negatives.random")  # fmt: skip
-    if not config.loss.labels and not config.loss.distillation:
+    if not by_label and not by_teacher:
         raise UserError("loss.labels", "0, as loss.distillation", "a weight above 0 for one of them", "change one")
     if not 0 < config.loss.temperature < math.inf:
         raise UserError("loss.temperature", str(config.loss.temperature), "a number above 0", "change the value")

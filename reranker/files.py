@@ -165,10 +165,10 @@ def _take_name(staging: Path, target: Path, first_stays: bool) -> None:
     if first_stays or not target.exists():
         try:
             os.replace(staging, target)
-        except OSError:  # a directory that holds something
-            if not (first_stays and target.exists()):
+        except OSError as error:
+            if not first_stays or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-            shutil.rmtree(staging)
+            shutil.rmtree(staging, ignore_errors=True)
         return
     # A directory cannot be replaced in one rename: the old one steps aside first.
     aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old."))

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -22,10 +23,22 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With --dist loadfile: whole files side by side, for what they share, and all of tests/slurm as one cluster's."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::", 1)[0]
+            return "tests/slurm" if "tests/slurm/" in file else file
+
+    return ByFile(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # Side by side are whole files, for what they share, and all of SLURM's are one: there is one cluster.
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("slurm" if item.path.parent.name == "slurm" else str(item.path)))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return

@@ -44,6 +44,22 @@ class TrackingMode(Enum):
     disabled = "disabled"
 
 
+class LabelLoss(Enum):
+    listwise = "listwise"
+    multi_positive = "multi_positive"
+    pointwise = "pointwise"
+    ranknet = "ranknet"
+    lambdaloss = "lambdaloss"
+    listmle = "listmle"
+    plistmle = "plistmle"
+
+
+class TeacherLoss(Enum):
+    kl = "kl"
+    mse = "mse"
+    margin_mse = "margin_mse"
+
+
 class ShardCheck(Enum):
     size = "size"
     sha256 = "sha256"

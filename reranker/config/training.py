@@ -11,10 +11,12 @@ from reranker.config.common import (
     BatchPolicy,
     CacheConfig,
     Device,
+    LabelLoss,
     Packing,
     Precision,
     ShardCheck,
     ShortGroups,
+    TeacherLoss,
     TrackingMode,
     Truncation,
 )
@@ -96,11 +98,17 @@ class BatchConfig:
 @dataclass
 class LossConfig:
     labels: float = 1.0
-    """Weight of the cross-entropy over the scores of a group, the positive being the target"""
+    """Weight of the loss that knows the positive: by default the cross-entropy over the scores of a group"""
+    by_label: LabelLoss = LabelLoss.listwise
+    """That loss: listwise cross-entropy, or another of ranking"""
     distillation: float = 0.0
-    """Weight of the divergence from a teacher's scores, the groups' pos_scores and neg_scores; 0: without a teacher"""
+    """Weight of the loss from a teacher's scores, the groups' pos_scores and neg_scores; 0: without a teacher"""
+    by_teacher: TeacherLoss = TeacherLoss.kl
+    """That loss: kl, divergence of the softmax over a group; mse of the scores; margin_mse of their margins"""
     temperature: float = 1.0
-    """The teacher's scores are divided by this before their softmax"""
+    """The teacher's scores are divided by this"""
+    more: Any = field(default=None, metadata={"kind": "{loss: weight}"})
+    """Further losses of both kinds and their weights: {ranknet: 0.5}"""
 
 
 @dataclass

@@ -136,8 +136,9 @@ class DataSet:
         """
         own = (*(group.pos_scores or ()), *(group.neg_scores or ()))
         if self.teacher and (group.pos_scores is None or group.neg_scores is None):
-            raise UserError(place.name, "a group without pos_scores and neg_scores", "a teacher's scores, as "
-                            "loss.distillation is above 0", "add them, or say loss.distillation=0")  # fmt: skip
+            raise UserError(place.name, "a group without pos_scores and neg_scores", "a teacher's scores, as a part of "
+                            "the loss looks at them", "add them, or leave out loss.distillation and such losses of "
+                            "loss.more")  # fmt: skip
         texts, scores = [], []
         for shown in self.shown(place, step):
             owner = group if shown.neighbour is None else place.reader.group(*place.block.at(shown.neighbour))

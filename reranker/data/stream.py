@@ -89,8 +89,8 @@ class PlanSource(IterableDataset):
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches of the first step."""
-        return next((len(self._plan(*numbers).slots) for numbers in self._numbers()), 1)
+        """Micro-batches of a step: the most of the first two, as one of them may be an epoch's short last one."""
+        return max((len(self._plan(*numbers).slots) for numbers in itertools.islice(self._numbers(), 2)), default=1)
 
     def _tasks(self) -> Iterator[Task]:
         for numbers in self._numbers():
@@ -104,7 +104,7 @@ def stream(
 ) -> Iterator[StepBatches]:
     """The steps of the plan in order, each with the micro-batches of this rank. Raises UserError for bad data.
 
-    `prefetch`: of how many steps, the first one's micro-batches taken for each, a worker prepares as many ahead.
+    `prefetch`: as many micro-batches as so many steps have a worker prepares ahead.
     """
     ahead = prefetch * source.accumulation if workers else None
     yield from gather_steps(micro_batches(data, source, workers=workers, prefetch=ahead, pin_memory=pin_memory))

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from reranker.model.objectives import BY_LABEL, BY_TEACHER, summed
+
+LISTWISE, KL = "listwise", "kl"
+
 
 def listwise_cross_entropy(scores_GP: torch.Tensor, present_GP: torch.Tensor, weight_G: torch.Tensor) -> torch.Tensor:
     """Sum over groups of -log softmax(scores)[positive], in float32 (float64 stays).
@@ -70,21 +74,40 @@ class Objective:
     """A weighted sum of losses over the groups of a micro-batch.
 
     Attributes:
-        labels: weight of the cross-entropy with the positive as target.
-        distillation: weight of the divergence from a teacher's scores, whose softmax has `temperature`.
+        labels: weight of the loss with the positive as target.
+        distillation: weight of the loss from a teacher's scores, which `temperature` divides.
+        by_label: "listwise", or one of `objectives.BY_LABEL`.
+        by_teacher: "kl", or one of `objectives.BY_TEACHER`.
+        more: further losses of both kinds with their weights.
     """
 
     labels: float = 1.0
     distillation: float = 0.0
     temperature: float = 1.0
+    by_label: str = LISTWISE
+    by_teacher: str = KL
+    more: tuple[tuple[str, float], ...] = ()
 
     def __call__(
         self, scores_GP: torch.Tensor, teacher_GP: torch.Tensor, present_GP: torch.Tensor, weight_G: torch.Tensor
     ) -> torch.Tensor:
         loss = scores_GP.new_zeros((), dtype=torch.float32)
-        if self.labels:
-            loss = loss + self.labels * listwise_cross_entropy(scores_GP, present_GP, weight_G)
-        if self.distillation:
-            part = listwise_distillation(scores_GP, teacher_GP, present_GP, weight_G, self.temperature)
-            loss = loss + self.distillation * part
+        for name, weight in ((self.by_label, self.labels), (self.by_teacher, self.distillation), *self.more):
+            if weight:
+                loss = loss + weight * self._one(name, scores_GP, teacher_GP, present_GP, weight_G)
         return loss
+
+    def _one(
+        self, name: str, scores_GP: torch.Tensor, teacher_GP: torch.Tensor, present_GP: torch.Tensor,
+        weight_G: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
+        if name == LISTWISE:
+            return listwise_cross_entropy(scores_GP, present_GP, weight_G)
+        if name == KL:
+            return listwise_distillation(scores_GP, teacher_GP, present_GP, weight_G, self.temperature)
+        if name in BY_TEACHER:
+            known_GP = present_GP & ~teacher_GP.isnan()
+            return summed(BY_TEACHER[name], scores_GP, teacher_GP / self.temperature, known_GP, weight_G)
+        positive_GP = torch.zeros_like(present_GP)
+        positive_GP[:, 0] = True
+        return summed(BY_LABEL[name], scores_GP, positive_GP, present_GP, weight_G)

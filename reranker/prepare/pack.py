@@ -207,7 +207,7 @@ def _merge(
     records = shares.records()
     for number, record in enumerate(records):
         found += [(Shard(**shard), number) for shard in record["shards"]]
-    found.sort(key=lambda one: one[0].name)
+    found.sort(key=lambda one: (len(one[0].name), one[0].name))  # shard-100000 comes behind shard-99999
     expected = [f"shard-{number:05d}.tar" for number in range(len(found))]
     groups, totals = sum(shard.groups for shard, _ in found), {record["groups"] for record in records}
     if [shard.name for shard, _ in found] != expected or totals != {groups}:

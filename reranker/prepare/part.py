@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ class Shares:
 
     def __init__(self, output: Path, part: Part, key: str) -> None:
         self.part, self._key = part, key
-        self.directory = output.with_name(f"{output.name}.parts")
+        self.directory = parts_of(output)
 
     @property
     def merging(self) -> bool:
@@ -107,6 +108,11 @@ class Shares:
     def _named(self, numbers: Collection[int]) -> str:
         shown = [f"part={number}/{self.part.of}" for number in sorted(numbers)[:8]]
         return ", ".join(shown) + (f" and {len(numbers) - len(shown)} more" if len(numbers) > len(shown) else "")
+
+
+def parts_of(output: Path) -> Path:
+    """Where the tasks of a command with this output leave what they make."""
+    return Path(f"{os.path.abspath(output)}.parts")
 
 
 def key_of(config: Any, without: Collection[str], *inputs: Any) -> str:

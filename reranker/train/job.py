@@ -13,9 +13,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from reranker.checks import accumulation, cache_directory, resolve_precision
+from reranker.checks import accumulation, cache_directory, loss_weights, resolve_precision
 from reranker.config.common import BadData, BatchPolicy, Precision, ShardCheck
-from reranker.config.training import TrainConfig
+from reranker.config.training import LossConfig, TrainConfig
 from reranker.data.cache import ShardCache
 from reranker.data.choose import Choice
 from reranker.data.dataset import DataSet, Source, fingerprint, make_mixture, parse_sources
@@ -121,7 +121,7 @@ def open_data(config: TrainConfig, tokenizer: PairTokenizer) -> DataSet:
     positions = make_mixture(sources).positions
     in_all = min(config.train.epochs * positions, _steps(config, positions) * config.batch.groups)
     ghosts = data.bad is BadData["ghost"]
-    teacher = config.loss.distillation > 0
+    teacher = loss_weights(config.loss)[1] > 0
     return DataSet(sources, tokenizer, choice, config.train.seed, data.shuffle_block, in_all, ghosts, teacher)
 
 
@@ -161,7 +161,7 @@ def make_plan(job: Job, done: int, flops: ModelFlops | None) -> Plan:
         precision=job.precision.value,
         packed=job.packed,
         flops=flops,
-        objective=Objective(job.config.loss.labels, job.config.loss.distillation, job.config.loss.temperature),
+        objective=make_objective(job.config.loss),
         evaluate_after=evaluate_after,
         # A checkpoint that is evaluated is saved: the best one must exist.
         save_after=save_after,
@@ -196,6 +196,14 @@ def batches(job: Job, cursor: Cursor, ranks: Ranks) -> Iterator[StepBatches]:
     )
     cuda = ranks.device.type == "cuda"
     return stream(job.data, source, workers=data.workers, prefetch=data.prefetch, pin_memory=cuda)
+
+
+def make_objective(loss: LossConfig) -> Objective:
+    """What is minimised."""
+    return Objective(
+        loss.labels, loss.distillation, loss.temperature, loss.by_label.value, loss.by_teacher.value,
+        tuple(sorted((loss.more or {}).items())),
+    )  # fmt: skip
 
 
 def _steps(config: TrainConfig, positions: int) -> int:

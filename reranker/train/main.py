@@ -24,7 +24,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # our workers are the 
 import torch
 
 from reranker.checks import check_train
-from reranker.config.common import BatchPolicy
+from reranker.config.common import BatchPolicy, LabelLoss
 from reranker.config.training import TrainConfig
 from reranker.errors import UserError
 from reranker.files import write_json
@@ -187,7 +187,8 @@ def train_job(job: Job, ranks: Ranks, begun: Begun | None, told: Iterable[str], 
             if begun is not None:
                 watchdog.beat("loading the checkpoint")
                 load(begun, engine, ranks, job.packed)
-            labels = config.loss.labels if not config.loss.distillation else None
+            alone = config.loss.by_label is LabelLoss.listwise and not config.loss.distillation and not config.loss.more
+            labels = config.loss.labels if alone else None
             # A short training is watched as well: a quarter of its records is enough to tell.
             window = min(config.guards.window, max(10, job.steps // config.train.log_every // 4))
             health = Health(max(2, window), config.guards.spike, labels)

@@ -213,6 +213,8 @@ TRAIN_MISTAKES: dict[str, str | tuple[str, str]] = {
     "batch.policy=token": "batch.policy: found 'token', expected fixed|tokens; did you mean tokens?",
     "data.bad=skip": "data.bad: found 'skip', expected raise|ghost; say data.bad=raise, for example",
     "loss.labels=0": "loss.labels: found 0, as loss.distillation, expected a weight above 0 for one of them; change one",
+    "loss.by_label=listnet": "loss.by_label: found 'listnet', expected listwise|multi_positive|pointwise|ranknet|lambdaloss|listmle|plistmle; did you mean listmle?",
+    "loss.more={ranknett:1}": "loss.more: found ranknett, expected one of listwise, multi_positive, pointwise, ranknet, lambdaloss, listmle, plistmle, kl, mse, margin_mse; did you mean ranknet?",
     "loss.temperature=0": "loss.temperature: found 0.0, expected a number above 0; change the value",
     "data.shardz=shards": "data.shardz: found an unknown key, expected a key of train; did you mean data.shards?",
 }

@@ -75,14 +75,17 @@ class Job:
 
 
 class Submitted(Job):
-    """A training that was submitted with sbatch."""
+    """A training that was submitted with sbatch. `own`: settings of it; `more`: options of sbatch."""
 
-    def __init__(self, cluster: Cluster, inputs: Inputs, directory: Path, hold: int | None = None, **more: str) -> None:
+    def __init__(
+        self, cluster: Cluster, inputs: Inputs, directory: Path, hold: int | None = None,
+        own: dict[str, Any] | None = None, **more: str,
+    ) -> None:  # fmt: skip
         run, out = directory / "run", directory / "job.out"
         options = {"nodes": "2", "gpus-per-node": "2", "ntasks-per-node": "2", "output": str(out), **more}
         number = cluster.run(
             "sbatch", "--parsable", *(f"--{key}={value}" for key, value in options.items()),
-            str(ROOT / "launch" / "train.sbatch"), *inputs.overrides(run, **settings()), **held(run, hold),
+            str(ROOT / "launch" / "train.sbatch"), *inputs.overrides(run, **settings(**own or {})), **held(run, hold),
         ).strip()  # fmt: skip
         super().__init__(cluster, number, run, out, hold)
 

@@ -32,8 +32,9 @@ def test_two_nodes_train_as_one_machine_does(cluster: Cluster, inputs: Inputs, w
 def test_a_preempted_job_saves_is_queued_again_and_goes_on(
     cluster: Cluster, inputs: Inputs, whole: Path, tmp_path: Path
 ) -> None:
-    job = Submitted(cluster, inputs, tmp_path, hold=3)
+    job = Submitted(cluster, inputs, tmp_path, hold=3, own={"tracking": "offline"})
     job.is_held()
+    tracked = (job.run / "wandb_run_id").read_text()
     urgent = cluster.run("sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--exclusive",
                          f"--output={tmp_path}/urgent.out", "--wrap=sleep 1").strip()  # fmt: skip
     job.is_asked_to_stop()
@@ -43,6 +44,9 @@ def test_a_preempted_job_saves_is_queued_again_and_goes_on(
     assert job.restarts >= 1
     assert "stopped as asked behind step-" in job.out.read_text()
     assert_as_if_nothing_had_happened(job.run, whole)
+    # A file of each start, all of the same run of Weights & Biases.
+    files = [path.name for path in job.run.glob("wandb/offline-run-*/run-*.wandb")]
+    assert files == [f"run-{tracked.strip()}.wandb"] * (job.restarts + 1)
 
 
 def is_rank(pid: int, rank: int) -> bool:

@@ -161,24 +161,81 @@ def test_a_shard_of_a_part_that_is_damaged_or_gone_is_named(tmp_path: Path) -> N
     assert not (tmp_path / "out").exists()
 
 
-def test_what_a_part_of_mining_has_found_is_counted_again_by_the_merge(tmp_path: Path) -> None:
+def test_what_another_run_of_a_part_of_mining_has_found_is_not_merged(tmp_path: Path) -> None:
     sources(tmp_path)
     for number in range(2):
         mine(tmp_path, tmp_path / "out", f"{number}/2")
-    path = tmp_path / "out.parts/00001-of-00002.jsonl"
-    path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
-    with pytest.raises(UserError, match=f"^{path}: found {QUERIES} groups, expected {QUERIES + 9}, as its task wrote"):
+    path, record = (tmp_path / f"out.parts/00001-of-00002{suffix}" for suffix in (".jsonl", ".json"))
+    before = record.read_bytes()
+    mine(tmp_path, tmp_path / "out", "1/2", negatives=2)
+    record.write_bytes(before)  # as if it had been killed between the two
+    with pytest.raises(UserError, match=f"^{path}: found other bytes than its task recorded, .*; run part=1/2 again$"):
+        mine(tmp_path, tmp_path / "out", "merge/2")
+    path.unlink()
+    with pytest.raises(UserError, match=f"^{path}: found no such file, .*; run part=1/2 again$"):
         mine(tmp_path, tmp_path / "out", "merge/2")
     assert not (tmp_path / "out/groups.jsonl").exists()
 
 
-def test_a_merge_sends_nothing_and_tells_what_failed_in_a_part(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def amazon(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "b"), ("DEFAULT_REGION", "eu-west-1")):
         monkeypatch.setenv(f"AWS_{name}", value)
+
+
+def memory_of(directory: Path) -> dict[str, str]:
+    lines = (directory / "memory.jsonl").read_text("utf-8").splitlines()
+    return {row["en"]: row["ko"] for row in map(json.loads, lines)}
+
+
+@pytest.mark.usefixtures("amazon")
+def test_no_text_is_paid_twice_by_any_number_of_parts_one_after_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     sources(tmp_path)
-    pairs = {row["en"]: row["ko"] for row in map(json.loads, (tmp_path / "memory.jsonl").read_text().splitlines())}
+    with translating(memory_of(tmp_path)) as server:
+        backend = {"class": "reranker.prepare.translate.amazon:Amazon", "endpoint_url": server.url}
+
+        def run(part: str | None, **settings: Any) -> None:
+            assert translate(tmp_path, tmp_path / "out", part, backend=backend, **settings) == 0
+
+        for part in ("0/2", "1/2", "merge/2", "0/3", "1/3", "2/3", "merge/3", None, "0/1", "merge/1"):
+            run(part)
+        assert set(server.served.values()) == {1}
+        capsys.readouterr()
+        for part in ("0/2", "merge/2", None):
+            run(part, dry_run=True)
+            assert ", 0 new of 0 characters: $0.00" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_directory_one_is_in_may_be_the_output(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources(tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert command(tmp_path, Path(), "0/1") == 0
+    assert (tmp_path / "here.parts/00000-of-00001.json").is_file()
+
+
+def test_a_ledger_of_its_own_and_a_source_that_is_none_are_told_of_a_part(tmp_path: Path) -> None:
+    sources(tmp_path)
+    with pytest.raises(
+        UserError, match=r"^ledger: found l\.sqlite, expected none beside part: each task has one in OUTP"
+    ):
+        translate(tmp_path, tmp_path / "out", "0/2", ledger="l.sqlite")
+    (tmp_path / "english.jsonl").unlink()
+    with pytest.raises(UserError, match=r"^groups: found .*english\.jsonl, no such file"):
+        translate(tmp_path, tmp_path / "out", "0/2")
+
+
+@pytest.mark.usefixtures("amazon")
+def test_a_merge_sends_nothing_and_tells_what_failed_in_a_part(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources(tmp_path)
+    pairs = memory_of(tmp_path)
     known = {text: translation for text, translation in pairs.items() if text != "about 3"}
     with translating(known) as server:
         backend = {"class": "reranker.prepare.translate.amazon:Amazon", "endpoint_url": server.url}

@@ -48,7 +48,7 @@ def mine_command(config: MineConfig) -> int:
     shares = None
     if part:
         models = [model_digest(name) for name in (config.dense.model, config.rescore.model) if name]
-        shares = Shares(output, part, key_of(config, _WITHOUT_EFFECT, inputs, models))
+        shares = Shares(output, part, key_of(config, _WITHOUT_EFFECT, inputs, models, _analyzers()))
     if shares and shares.merging:
         return _report(config, write(merged(shares, open_store(store).requests), output))
     every = range(open_store(store).blocks)
@@ -179,14 +179,18 @@ def _plan(config: MineConfig, cache: Path, store: Path, inputs: str, blocks: ran
     )
 
 
+def _analyzers() -> list[str]:
+    """The versions of what cuts words and weighs them: another Kiwi may cut otherwise."""
+    from importlib.metadata import version
+
+    return [version("bm25s"), version("kiwipiepy")]
+
+
 def _search_lexical(
     config: MineConfig, cache: Path, store: Path, inputs: str, mine: range
 ) -> tuple[LexicalScorer, Path]:
-    from importlib.metadata import version
-
     settings = config.bm25
-    # Another Kiwi may cut words otherwise.
-    key = ["bm25", inputs, settings.analyzer, settings.k1, settings.b, version("bm25s"), version("kiwipiepy")]
+    key = ["bm25", inputs, settings.analyzer, settings.k1, settings.b, *_analyzers()]
     directory = cache / f"bm25-{digest(*key)}"
     if not directory.exists():
         lexical.build_index(store, directory, settings.analyzer, settings.k1, settings.b, config.workers)

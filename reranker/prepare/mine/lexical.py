@@ -60,6 +60,7 @@ def build_index(store: Path, directory: Path, analyzer: str, k1: float, b: float
         model.scores = model.build_index_from_ids(range(len(vocabulary)), _Rows(tokens, ends), show_progress=False)
         model.vocab_dict = vocabulary
         model.save(staging, show_progress=False)
+        del tokens  # a network file system would keep a file that is mapped under another name
         (staging / "tokens.bin").unlink()
 
 

@@ -1,7 +1,7 @@
 """What the filters leave of each block -> the files of a mining, or of one task of several and then of their merge.
 
 In: the blocks' results in order. Out: groups.jsonl, rejected.jsonl and removed.jsonl, each whole or absent; of a task
-its results as they are, a line for each block, and its record. A merge counts again what each task has counted.
+its results as they are, a line for each block, and its record.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from reranker.errors import UserError
-from reranker.files import atomic_open
+from reranker.files import atomic_open, sha256
 from reranker.prepare.mine import report
 from reranker.prepare.mine.finish import Found
 from reranker.prepare.part import Shares
@@ -69,7 +69,7 @@ def leave(shares: Shares, results: Iterable[Found]) -> Written:
             stream.write(found.to_json().encode("utf-8") + b"\n")
             total.add(found)
     written = Written(total, [], 0)
-    shares.record(requests=total.requests, groups=written.groups)
+    shares.record(requests=total.requests, groups=written.groups, sha256=sha256(shares.path(".jsonl")))
     return written
 
 
@@ -77,19 +77,15 @@ def merged(shares: Shares, requests: int) -> Iterator[Found]:
     """What all tasks have found, in order. Raises UserError where that is not all groups."""
     merged = 0
     for number, record in enumerate(shares.records()):
-        path, total = shares.path(".jsonl", number), Found()
-        again = f"run part={number}/{shares.part.of} again"
-        try:
-            with open(path, "rb") as stream:
-                for line in stream:
-                    found = Found.from_json(line)
-                    total.add(found)
-                    yield found
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(path, f"a file that cannot be read ({error})", "what its task has found", again) from None
-        if (total.requests, sum(total.sizes.values())) != (record["requests"], record["groups"]):
-            raise UserError(path, f"{total.requests} groups", f"{record['requests']}, as its task wrote", again)
-        merged += total.requests
+        path = shares.path(".jsonl", number)
+        if not path.is_file() or sha256(path) != record["sha256"]:
+            found = "other bytes than its task recorded" if path.is_file() else "no such file"
+            raise UserError(path, found, "what the task has found", f"run part={number}/{shares.part.of} again")
+        with open(path, "rb") as stream:
+            for line in stream:
+                of_block = Found.from_json(line)
+                merged += of_block.requests
+                yield of_block
     if merged != requests:
         raise UserError(shares.directory, f"{merged} groups in all parts", f"the {requests} that were to be mined",
                         "run the parts again")  # fmt: skip

@@ -22,7 +22,7 @@ from reranker.checks import check_at_least
 from reranker.config.translation import Retry, TranslateConfig
 from reranker.errors import UserError
 from reranker.files import make_directory, sha256
-from reranker.prepare.part import Shares, key_of, parse_part
+from reranker.prepare.part import Shares, key_of, parse_part, parts_of
 from reranker.prepare.readers import detect
 from reranker.prepare.translate.backend import Backend, make_backend
 from reranker.prepare.translate.dry_run import estimate
@@ -72,8 +72,7 @@ def translate(config: TranslateConfig, gates: Judge) -> dict[str, Any]:
     check_settings(config)
     began = time.monotonic()
     shares = _shares(config, gates)
-    path = Path(config.ledger or (shares.path(".sqlite") if shares and not shares.merging else
-                                  Path(config.output) / "ledger.sqlite"))  # fmt: skip
+    path = shares.path(".sqlite") if shares and not shares.merging else _whole(config)
     lines = Lines(config.groups, config.max_unreadable, config.reading)
     with contextlib.ExitStack() as stack:
         backends = [
@@ -81,7 +80,8 @@ def translate(config: TranslateConfig, gates: Judge) -> dict[str, Any]:
             for key, settings in (("backend", config.backend), ("fallback", config.fallback))
             if settings or key == "backend"
         ]
-        others = [stack.enter_context(contextlib.closing(Ledger(name, read_only=True))) for name in config.ledgers]
+        known = [*map(Path, config.ledgers), *_earlier(config, shares, path)]
+        others = [stack.enter_context(contextlib.closing(Ledger(one, read_only=True))) for one in known]
         seen = stack.enter_context(contextlib.closing(Seen()))
         if config.dry_run:
             if path.is_file():
@@ -90,10 +90,8 @@ def translate(config: TranslateConfig, gates: Judge) -> dict[str, Any]:
         stack.enter_context(_terminated_like_interrupted())
         if shares and shares.merging:
             records = shares.records()
-            others = [
-                *(stack.enter_context(contextlib.closing(Ledger(one["ledger"], read_only=True))) for one in records),
-                *others,
-            ]
+            if not others:
+                raise UserError(shares.directory, "no ledger", "one of each task", "run the parts again")
             make_directory(config.output)
             translator = Translator(others[0], others[1:], backends, gates, Retry.none, config.max_failures)
             tally = _merged(config, shares, records, lines, seen, translator)
@@ -111,7 +109,7 @@ def translate(config: TranslateConfig, gates: Judge) -> dict[str, Any]:
             "sent": _sent(translator, backends),
         }
         if shares and not shares.merging:
-            shares.record(ledger=str(path.resolve()), texts=tally.summary["texts"], sent=summary["sent"])
+            shares.record(texts=tally.summary["texts"], sent=summary["sent"])
             told = [f"{path}: part {shares.part}, {_texts(summary)}; part=merge/{shares.part.of} writes the groups"]
             return summary | {"told": told, "problems": _problems(config, tally, lines)}
         written = write_outputs(Path(config.output), lines, translator, config.samples)
@@ -178,16 +176,36 @@ def _merged(
     distinct, parts = tally.summary["texts"]["distinct"], sum(one["texts"]["distinct"] for one in records)
     if unknown or distinct != parts:
         raise UserError(shares.directory, f"{parts} texts in all parts, {unknown} of the source in none",
-                        f"each of {distinct + unknown} once", "run the parts again")  # fmt: skip
+                        f"each of {distinct + unknown} once",
+                        "say the ledgers= of the parts, or run them again")  # fmt: skip
     return tally
 
 
 def _shares(config: TranslateConfig, gates: Judge) -> Shares | None:
     part = parse_part(config.part)
-    if not part or config.dry_run:
+    if not part:
         return None
+    if not Path(config.groups).exists():
+        raise UserError("groups", f"{config.groups}, no such file", "groups, one JSON object a line", "check the path")
     files = [sha256(path) for path in detect(config.groups, config.reading).everything]
     return Shares(Path(config.output), part, key_of(config, _WITHOUT_EFFECT, gates.digest, *files))
+
+
+def _whole(config: TranslateConfig) -> Path:
+    """The ledger of a run of all texts."""
+    return Path(config.ledger or Path(config.output) / "ledger.sqlite")
+
+
+def _earlier(config: TranslateConfig, shares: Shares | None, own: Path) -> list[Path]:
+    """The ledgers of all runs on the same output, by one process or by any number of tasks: what they hold is paid.
+
+    Not those of the tasks beside this one, which hold other texts and may be being written.
+    """
+    every = [_whole(config), *sorted(parts_of(Path(config.output)).glob("*.sqlite"))]
+    beside: set[Path] = set()
+    if shares and not shares.merging:
+        beside = {shares.path(".sqlite", number) for number in range(shares.part.of)}
+    return [path for path in every if path != own and path not in beside and path.is_file()]
 
 
 def _sent(translator: Translator, backends: list[Backend]) -> list[dict[str, Any]]:
@@ -225,7 +243,8 @@ def _estimate(
 
 def check_settings(config: TranslateConfig) -> None:
     """Refuse values that cannot be, or not together; no file is looked at. Raises UserError that names the key."""
-    parse_part(config.part)
+    if parse_part(config.part) and config.ledger:
+        raise UserError("ledger", config.ledger, "none beside part: each task has one in OUTPUT.parts", "leave it out")
     check_at_least([("window", config.window, 1), ("max_failures", config.max_failures, 1),
                     ("samples", config.samples, 0)])  # fmt: skip
     if not 0 <= config.max_unreadable <= 1:

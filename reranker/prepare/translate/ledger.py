@@ -88,6 +88,7 @@ class Ledger:
         self.owner = uuid.uuid4().hex
         self._lock = FileLock(self._lock_file(self.owner))
         self._identities: dict[str, int | None] = {}
+        self._alone = alone
         if read_only:
             if not self.path.is_file():
                 raise UserError("ledgers", f"{path}, no such file", "a ledger of another run", "check the path")
@@ -175,6 +176,9 @@ class Ledger:
         if self._lock.is_locked:
             with self._transaction():
                 self._database.execute("DELETE FROM claims WHERE owner=?", (self.owner,))
+            if self._alone:
+                with self._errors_told():  # who reads it afterwards shares no memory with anyone either
+                    self._database.execute("PRAGMA journal_mode=DELETE")
             Path(self._lock.lock_file).unlink(missing_ok=True)
             self._lock.release()
         self._database.close()
