@@ -418,6 +418,16 @@ MUTATIONS = [
         "tests/unit/test_translate.py::test_a_group_goes_with_its_query_its_positive_or_all_of_its_negatives",
     ),
     Mutation(
+        "a ghost's scores reach a loss by name", "model/objectives.py",
+        "scores_GP = torch.where(present_GP, scores_GP, torch.zeros_like(scores_GP))", "pass",
+        "tests/unit/test_objectives.py::test_a_ghost_adds_exactly_nothing_to_any_loss",
+    ),
+    Mutation(
+        "a loss by name is a mean over the micro-batch's groups", "model/objectives.py",
+        "return (loss_G * weight_G.to(loss_G.dtype)).sum()", "return (loss_G * weight_G.to(loss_G.dtype)).mean()",
+        "tests/unit/test_objectives.py::test_a_group_weighs_the_same_in_any_batch",
+    ),
+    Mutation(
         "the share of a part leaves a group out", "prepare/part.py",
         "total * (self.number + 1) // self.of)", "(total * (self.number + 1) - 1) // self.of)",
         "tests/unit/test_part.py::test_the_ranges_of_all_parts_are_everything_once",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,12 @@ def test_no_text_is_paid_twice_by_any_number_of_parts_one_after_another(
             assert translate(tmp_path, tmp_path / "out", part, backend=backend, **settings) == 0
 
         for part in ("0/2", "1/2", "merge/2", "0/3", "1/3", "2/3", "merge/3", None, "0/1", "merge/1"):
+            run(part)
+        assert set(server.served.values()) == {1}
+        shutil.rmtree(tmp_path / "out.parts")
+        shutil.rmtree(tmp_path / "out")
+        server.served.clear()
+        for part in (None, "0/2", "1/2", "merge/2"):  # the parts have nothing left to do
             run(part)
         assert set(server.served.values()) == {1}
         capsys.readouterr()

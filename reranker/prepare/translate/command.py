@@ -72,7 +72,7 @@ def translate(config: TranslateConfig, gates: Judge) -> dict[str, Any]:
     check_settings(config)
     began = time.monotonic()
     shares = _shares(config, gates)
-    path = shares.path(".sqlite") if shares and not shares.merging else _whole(config)
+    path = None if shares and shares.merging else shares.path(".sqlite") if shares else _whole(config)
     lines = Lines(config.groups, config.max_unreadable, config.reading)
     with contextlib.ExitStack() as stack:
         backends = [
@@ -84,11 +84,11 @@ def translate(config: TranslateConfig, gates: Judge) -> dict[str, Any]:
         others = [stack.enter_context(contextlib.closing(Ledger(one, read_only=True))) for one in known]
         seen = stack.enter_context(contextlib.closing(Seen()))
         if config.dry_run:
-            if path.is_file():
+            if path and path.is_file():
                 others.insert(0, stack.enter_context(contextlib.closing(Ledger(path, read_only=True))))
             return _estimate(config, lines, seen, others, backends)
         stack.enter_context(_terminated_like_interrupted())
-        if shares and shares.merging:
+        if shares and path is None:
             records = shares.records()
             if not others:
                 raise UserError(shares.directory, "no ledger", "one of each task", "run the parts again")
@@ -96,6 +96,7 @@ def translate(config: TranslateConfig, gates: Judge) -> dict[str, Any]:
             translator = Translator(others[0], others[1:], backends, gates, Retry.none, config.max_failures)
             tally = _merged(config, shares, records, lines, seen, translator)
         else:
+            assert path is not None
             make_directory(path.parent if shares else config.output)
             durable = any(backend.price > 0 for backend in backends)
             ledger = stack.enter_context(contextlib.closing(Ledger(path, durable=durable, alone=bool(shares))))
@@ -196,8 +197,8 @@ def _whole(config: TranslateConfig) -> Path:
     return Path(config.ledger or Path(config.output) / "ledger.sqlite")
 
 
-def _earlier(config: TranslateConfig, shares: Shares | None, own: Path) -> list[Path]:
-    """The ledgers of all runs on the same output, by one process or by any number of tasks: what they hold is paid.
+def _earlier(config: TranslateConfig, shares: Shares | None, own: Path | None) -> list[Path]:
+    """The ledgers of all other runs on the same output, by one process or any number of tasks: what they hold is paid.
 
     Not those of the tasks beside this one, which hold other texts and may be being written.
     """
