@@ -147,6 +147,14 @@ def test_a_part_with_other_settings_or_inputs_is_not_merged(command: Command, tm
         command(tmp_path, tmp_path / "out", "merge/2")
 
 
+def assert_not_merged(command: Command, directory: Path, path: Path, found: str) -> None:
+    """The merge names a file of part 1 of 2, as it is and once it is gone."""
+    for what in (found, "no such file"):
+        with pytest.raises(UserError, match=f"^{path}: found {what}, .*; run part=1/2 again$"):
+            command(directory, directory / "out", "merge/2")
+        path.unlink(missing_ok=True)
+
+
 def test_a_shard_of_a_part_that_is_damaged_or_gone_is_named(tmp_path: Path) -> None:
     sources(tmp_path)
     for number in range(2):
@@ -154,11 +162,7 @@ def test_a_shard_of_a_part_that_is_damaged_or_gone_is_named(tmp_path: Path) -> N
     shard = tmp_path / "out.parts/00001-of-00002/shard-00003.tar"
     content = shard.read_bytes()
     shard.write_bytes(content[:-1] + b"x")
-    with pytest.raises(UserError, match=f"^{shard}: found other bytes than its task wrote, .*run part=1/2 again$"):
-        pack(tmp_path, tmp_path / "out", "merge/2")
-    shard.unlink()
-    with pytest.raises(UserError, match=f"^{shard}: found no such file, .*run part=1/2 again$"):
-        pack(tmp_path, tmp_path / "out", "merge/2")
+    assert_not_merged(pack, tmp_path, shard, "other bytes than its task wrote")
     assert not (tmp_path / "out").exists()
 
 
@@ -170,11 +174,7 @@ def test_what_another_run_of_a_part_of_mining_has_found_is_not_merged(tmp_path: 
     before = record.read_bytes()
     mine(tmp_path, tmp_path / "out", "1/2", negatives=2)
     record.write_bytes(before)  # as if it had been killed between the two
-    with pytest.raises(UserError, match=f"^{path}: found other bytes than its task recorded, .*; run part=1/2 again$"):
-        mine(tmp_path, tmp_path / "out", "merge/2")
-    path.unlink()
-    with pytest.raises(UserError, match=f"^{path}: found no such file, .*; run part=1/2 again$"):
-        mine(tmp_path, tmp_path / "out", "merge/2")
+    assert_not_merged(mine, tmp_path, path, "other bytes than its task recorded")
     assert not (tmp_path / "out/groups.jsonl").exists()
 
 
