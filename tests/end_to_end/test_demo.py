@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from reranker import Reranker
+from reranker.cli import main
 from reranker.groups import read_groups
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -137,3 +138,17 @@ def test_packed_micro_batches_by_tokens_leave_ranks_little_to_wait_for(printed: 
     assert shares["tokens", "packed"] > 0.9
     assert shares["tokens", "packed"] > shares["fixed", "packed"]
     assert shares["tokens", "padded"] > 1.5 * shares["fixed", "padded"]
+
+
+def share_by_tokens(shown: str) -> float:
+    """Percent of the ranks' time that is useful with micro-batches by tokens, packed, as `data inspect` shows it."""
+    (line,) = [line.split() for line in shown.splitlines() if line.split()[1:3] == ["tokens", "packed"]]
+    return float(line[-1].removesuffix("%"))
+
+
+def test_by_tokens_more_than_nine_tenths_of_the_lockstep_time_of_8_ranks_is_useful(
+    printed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"{RUN}/shards", f"tokenizer={RUN}/base", "worlds=[8]", "groups=256", "samples=0"]
+    assert main(["data", "inspect", *words]) == 0
+    assert share_by_tokens(capsys.readouterr().out) > 90
