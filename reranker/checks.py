@@ -17,7 +17,7 @@ from reranker.errors import UserError, closest, shorten
 
 ACCEPTABLE = (
     "data.shards", "train.seed", "data.shuffle_block", "batch.groups", "tokenizer", "model", "model.name",
-    "model.revision", "data.group_size", "data.short_groups", "data.truncation", "data.max_length",
+    "model.revision", "data.group_size", "data.positives", "data.short_groups", "data.truncation", "data.max_length",
     "data.query_max_length", "data.negatives", "loss.labels", "loss.distillation", "loss.temperature", "loss.by_label",
     "loss.by_teacher", "loss.more",
 )  # fmt: skip
@@ -42,6 +42,12 @@ def loss_weights(loss: LossConfig) -> tuple[float, float]:
         loss.labels + sum(weight for name, weight in more.items() if name in LabelLoss.__members__),
         loss.distillation + sum(weight for name, weight in more.items() if name in TeacherLoss.__members__),
     )
+
+
+def _knows_one_positive(loss: LossConfig) -> bool:
+    """Whether listwise cross-entropy, whose target is one passage of the group, is a part of the loss."""
+    listwise = LabelLoss.listwise
+    return bool((loss.by_label is listwise and loss.labels) or (loss.more or {}).get(listwise.value))
 
 
 def accumulation(groups: int, per_gpu: int, world: int) -> int:
@@ -76,6 +82,7 @@ def check_train(config: TrainConfig) -> None:
     data, batch, train, optim = config.data, config.batch, config.train, config.optim
     at_least: list[tuple[str, float, float]] = [
         ("data.group_size", data.group_size, 2),
+        ("data.positives", data.positives, 1),
         ("data.max_length", data.max_length, 8),
         ("data.workers", data.workers, 0),
         ("data.prefetch", data.prefetch, 1),
@@ -142,9 +149,16 @@ def check_train(config: TrainConfig) -> None:
             f"at most data.max_length - 5 = {data.max_length - 5}, to leave room for the passage",
             "lower it or raise data.max_length",
         )
-    places = data.group_size - 1
+    if data.positives >= data.group_size:
+        raise UserError("data.positives", str(data.positives), f"less than data.group_size = {data.group_size}, as a "
+                        "positive is told from negatives", "lower it or raise data.group_size")  # fmt: skip
     by_label, by_teacher = loss_weights(config.loss)
-    if not by_label and (data.negatives.warmup or round(data.negatives.random * places) == places):
+    if data.positives > 1 and _knows_one_positive(config.loss):
+        raise UserError("loss.by_label", f"listwise with data.positives={data.positives}", "a loss that knows several "
+                        "positives", "say loss.by_label=multi_positive, for example")  # fmt: skip
+    least = data.group_size - data.positives
+    only_random = any(round(data.negatives.random * n) == n for n in range(least, data.group_size))
+    if not by_label and (data.negatives.warmup or only_random):
         raise UserError("loss.labels", "0 where all negatives are random", "a weight above 0: no teacher scored them",
                         "say data.negatives.warmup=0 and a smaller data.negatives.random")  # fmt: skip
     if not by_label and not by_teacher:
@@ -161,6 +175,13 @@ def check_train(config: TrainConfig) -> None:
             f"at least data.group_size x data.max_length = {most}, the longest group",
             "raise it or lower one of the two",
         )
+    if batch.chunk_tokens is not None and batch.chunk_tokens < data.max_length:
+        raise UserError("batch.chunk_tokens", str(batch.chunk_tokens), f"at least data.max_length = {data.max_length}, "
+                        "the longest pair", "raise it or lower data.max_length")  # fmt: skip
+    if batch.chunk_tokens is not None and batch.policy is BatchPolicy.tokens and batch.tokens == "auto":
+        found = f"auto with batch.chunk_tokens={batch.chunk_tokens}"
+        raise UserError("batch.tokens", found, "a number: it is chunks that the memory must hold",
+                        f"say batch.tokens={max(most, 4 * batch.chunk_tokens)}, for example")  # fmt: skip
     if config.deepspeed.offload and config.deepspeed.stage == 0:
         raise UserError("deepspeed.offload", "true at ZeRO stage 0", "stage 1, 2 or 3",
                         "say deepspeed=zero1, or deepspeed.offload=false")  # fmt: skip

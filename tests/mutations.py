@@ -90,6 +90,26 @@ MUTATIONS = [
         "tests/unit/test_losses.py::test_a_ghost_adds_nothing_to_any_part_of_an_objective_whatever_its_scores",
     ),
     Mutation(
+        "a chunk's second pass draws other dropout", "model/chunks.py",
+        "        _seed(seed, number)\n        again_N", "        again_N",
+        "tests/unit/test_chunks.py::test_dropout_draws_alike_in_both_passes_of_a_chunk",
+    ),
+    Mutation(
+        "a chunk's gradient is that of its own pairs alone", "model/chunks.py",
+        "(again_N * part_N).sum()", "again_N.sum()",
+        "tests/unit/test_chunks.py::test_the_gradient_in_chunks_is_that_of_the_whole",
+    ),
+    Mutation(
+        "every pass begins with the first positives", "data/choose.py",
+        "turn((pass_ * count + place) % positives)", "turn(place)",
+        "tests/unit/test_choose.py::test_several_positives_stand_first_and_take_turns",
+    ),
+    Mutation(
+        "only a group's first positive counts as one", "data/dataset.py",
+        "sum(shown.positive for shown in every)", "1",
+        "tests/unit/test_stream.py::test_several_positives_of_a_group_come_first_and_are_marked",
+    ),
+    Mutation(
         "the order depends on the number of workers", "data/stream.py",
         "itertools.islice(self._tasks(), first, None, stride)",
         "itertools.islice(self._tasks(), stride - 1 - first, None, stride)",

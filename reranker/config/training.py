@@ -54,7 +54,9 @@ class DataConfig:
     dev: Optional[str] = None
     """Groups (jsonl) on which checkpoints are selected; null: the last checkpoint is the model"""
     group_size: int = 3
-    """Passages of a group in the loss: one positive and the rest negatives"""
+    """Passages of a group in the loss: positives and the rest negatives"""
+    positives: int = 1
+    """Positives of a group in the loss at once, where it has as many; several want a loss.by_label that knows them"""
     short_groups: ShortGroups = ShortGroups.repeat
     """Fewer negatives than places: `repeat` them, `shrink` the group, or stop with an `error`"""
     truncation: Truncation = Truncation.longest_first
@@ -91,6 +93,8 @@ class BatchConfig:
     """policy=fixed: groups of a micro-batch on one rank; accumulation follows as groups / (per_gpu x ranks)"""
     tokens: Any = field(default=8192, metadata={"kind": "int or auto"})
     """policy=tokens: tokens of a micro-batch on a rank at most; auto: what the GPU holds, measured at the start"""
+    chunk_tokens: Optional[int] = None
+    """A micro-batch of more tokens runs in chunks of so many: less memory, the same gradient, one forward pass more"""
     packing: Packing = Packing.auto
     """packed: no padding, attention within each pair; padded: to the longest; auto: packed where the model can"""
 

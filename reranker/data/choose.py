@@ -1,4 +1,4 @@
-"""A group -> which passages it shows in a pass, positive first: a pure function of (seed, pass, group).
+"""A group -> which passages it shows in a pass, positives first: a pure function of (seed, pass, group).
 
 In: hashes of the passages, as the index of a shard holds them. Out: references to passages; nothing is read, so
 that a plan can count tokens of what will be shown. Positives take turns from pass to pass. A group's own
@@ -34,10 +34,10 @@ class Choice:
     warmup: float = 0.0
     random: float = 0.0
     hardest: int | None = None
+    positives: int = 1
 
-    def random_count(self, progress: float) -> int:
-        """Random negatives of a group when `progress` of the training (0 to 1) is done."""
-        places = self.group_size - 1
+    def random_count(self, progress: float, places: int) -> int:
+        """Random ones among `places` negatives when `progress` of the training (0 to 1) is done."""
         return places if progress < self.warmup else round(self.random * places)
 
 
@@ -59,11 +59,12 @@ class Neighbours:
 class Shown:
     """A passage: of the group itself (neighbour None) or of the neighbour at a place.
 
-    `passage` counts that group's positives and then its negatives.
+    `passage` counts that group's positives and then its negatives; `positive` is whether it answers this group's query.
     """
 
     neighbour: int | None
     passage: int
+    positive: bool = False
 
 
 def choose(
@@ -77,20 +78,21 @@ def choose(
     choice: Choice,
     name: object = "group",
 ) -> list[Shown]:
-    """The passages of a group in a pass, the positive first.
+    """The passages of a group in a pass, its positives first.
 
     Args:
         number: the group's place in its source, which keys its choice.
         progress: share of the training behind this group.
         name: what an error calls the group.
 
-    Returns: `group_size` passages; fewer only with short_groups="shrink".
+    Returns: `group_size` passages; fewer only with short_groups="shrink". Where the group has fewer positives than are
+    shown, negatives take their places.
     Raises: UserError with short_groups="error" where negatives are missing.
     """
     count = len(group.pos)
-    positive = Permutation(count, seed, _POSITIVE, number)(pass_ % count) if count > 1 else 0
-    places = choice.group_size - 1
-    wanted = choice.random_count(progress) if neighbours.count > 1 else 0
+    positives = _next(count, min(count, choice.positives), number, seed, pass_)
+    places = choice.group_size - len(positives)
+    wanted = choice.random_count(progress, places) if neighbours.count > 1 else 0
     drawn = _random_negatives(group, number, wanted, seed, pass_, neighbours)
     own = len(group.neg[: choice.hardest])
     negatives = [Shown(None, count + place) for place in _dealt(own, places - len(drawn), number, seed, pass_)] + drawn
@@ -102,7 +104,13 @@ def choose(
             )  # fmt: skip
         if choice.short_groups == "repeat":
             negatives = [negatives[place % len(negatives)] for place in range(places)]
-    return [Shown(None, positive), *negatives]
+    return [*(Shown(None, positive, positive=True) for positive in positives), *negatives]
+
+
+def _next(positives: int, count: int, number: int, seed: int, pass_: int) -> list[int]:
+    """`count` of range(positives), which take turns in a keyed order that stays the same."""
+    turn = Permutation(positives, seed, _POSITIVE, number) if positives > 1 else int
+    return [turn((pass_ * count + place) % positives) for place in range(count)]
 
 
 def _dealt(negatives: int, count: int, number: int, seed: int, pass_: int) -> list[int]:

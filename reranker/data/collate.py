@@ -58,8 +58,9 @@ class MicroBatch:
     """G groups of P passages, N = G x P pairs.
 
     Attributes:
-        packed: the pairs, group by group, the positive of each first.
+        packed: the pairs, group by group, the positives of each first.
         present_GP: False in the places of a group that hold no passage.
+        positive_GP: which passages answer their query.
         weight_G: 1, or 0 for a ghost.
         teacher_GP: the teacher's score of each passage, NaN where it gave none.
         positions: of each group that counts, its position in the epoch's order; a ghost has none.
@@ -69,6 +70,7 @@ class MicroBatch:
 
     packed: PackedPairs
     present_GP: torch.Tensor
+    positive_GP: torch.Tensor
     weight_G: torch.Tensor
     teacher_GP: torch.Tensor
     positions: tuple[int, ...]
@@ -103,7 +105,7 @@ class MicroBatch:
 
 
 _OF_PAIRS = ("ids_T", "types_T", "cu_seqlens")
-_OF_GROUPS = ("present_GP", "weight_G", "teacher_GP")
+_OF_GROUPS = ("present_GP", "positive_GP", "weight_G", "teacher_GP")
 
 
 def _from_arrays(
@@ -133,8 +135,11 @@ def collate(
     pad_id: int,
     bad: Sequence[str] = (),
     teacher: Sequence[Sequence[float]] | None = None,
+    positives: Sequence[int] | None = None,
 ) -> MicroBatch:
-    """The micro-batch of tokenized groups, the positive of each first, with a teacher's scores of their passages.
+    """The micro-batch of tokenized groups, the positives of each first (one, if not said how many).
+
+    `teacher` has the scores of each group's passages.
 
     A group of fewer than `passages` pairs leaves places empty: a shortest pair stands in and is masked. For each
     group of `bad` there are shortest pairs of weight zero: the batch keeps its shape and they teach nothing.
@@ -144,11 +149,13 @@ def collate(
     rows = [pair for group in every for pair in (*group, *[nothing] * (passages - len(group)))]
     present = [[place < len(group) for place in range(passages)] for group in every]
     weight_G = torch.tensor([1.0] * len(groups) + [0.0] * len(bad))
+    counts_G1 = torch.tensor([*(positives or [1] * len(groups)), *[1] * len(bad)])[:, None]
     teacher_GP = torch.full((len(present), passages), math.nan)
     for row, scores in enumerate(teacher or ()):
         teacher_GP[row, : len(scores)] = torch.tensor(scores)
     return MicroBatch(
-        pack_pairs(rows, pad_id), torch.tensor(present), weight_G, teacher_GP, tuple(positions),
+        pack_pairs(rows, pad_id), torch.tensor(present), torch.arange(passages) < counts_G1, weight_G, teacher_GP,
+        tuple(positions),
         tokens=sum(len(pair.ids) for group in groups for pair in group), bad=tuple(bad),
     )  # fmt: skip
 

@@ -77,6 +77,20 @@ class Place:
         return self.reader.read(self.shard, self.index)
 
 
+@dataclass(frozen=True)
+class Passages:
+    """What a group shows, the positives first.
+
+    Attributes:
+        texts: of the passages; positives: how many of them answer the query.
+        teacher: a teacher's scores of them: NaN for a neighbour's, which it never saw, and where none are wanted.
+    """
+
+    texts: tuple[str, ...]
+    positives: int
+    teacher: tuple[float, ...]
+
+
 @dataclass
 class DataSet:
     """Everything that turns a position into pairs.
@@ -116,7 +130,7 @@ class DataSet:
         return Place(spot.source, spot.number, order.block(block), *order.locate(spot.position), source.reader)
 
     def shown(self, place: Place, step: Step) -> list[Shown]:
-        """The passages that a group shows in a step, the positive first."""
+        """The passages that a group shows in a step, the positives first."""
         reader = place.reader
         number = reader.number(place.shard, place.index)
         block = place.block
@@ -128,8 +142,8 @@ class DataSet:
             pass_=place.pass_, progress=self.progress(step), choice=self.choice, name=place.name,
         )  # fmt: skip
 
-    def passages(self, place: Place, group: Group, step: Step) -> tuple[list[str], list[float]]:
-        """The texts of `shown`, and a teacher's scores of them: NaN for a neighbour's, which it never saw.
+    def passages(self, place: Place, group: Group, step: Step) -> Passages:
+        """The texts of `shown`, with a teacher's scores of them where they are wanted.
 
         Raises BadMember for a neighbour that cannot be read, UserError where a teacher's scores are asked for and
         the group has none.
@@ -140,11 +154,12 @@ class DataSet:
                             "the loss looks at them", "add them, or leave out loss.distillation and such losses of "
                             "loss.more")  # fmt: skip
         texts, scores = [], []
-        for shown in self.shown(place, step):
+        every = self.shown(place, step)
+        for shown in every:
             owner = group if shown.neighbour is None else place.reader.group(*place.block.at(shown.neighbour))
             texts.append((*owner.pos, *owner.neg)[shown.passage])
             scores.append(own[shown.passage] if self.teacher and shown.neighbour is None else math.nan)
-        return texts, scores
+        return Passages(tuple(texts), sum(shown.positive for shown in every), tuple(scores))
 
     def pair_lengths(self, place: Place, step: Step) -> list[int]:
         """Tokens of each pair of `shown`, special tokens included. The source must have lengths."""

@@ -3,7 +3,7 @@
     plan     the micro-batches of the steps, one after another: worker w of W executes every W-th
     fetch    positions -> members of the shards, by ranged reads
     decode   webdataset's own decoding of .json members
-    choose   the group's passages in this pass, positive first
+    choose   the group's passages in this pass, positives first
     tokenize query and passages -> pairs
     collate  the groups of a slot -> one MicroBatch
 
@@ -179,14 +179,14 @@ def choose_passages(data: DataSet, samples: Iterable[Sample]) -> Iterator[Sample
             group = parse_group(sample["json"], sample["__key__"])
             sample["__query__"] = group.prompted_query
             with _unless_bad(data, sample):
-                sample["__passages__"], sample["__teacher__"] = data.passages(place, group, step)
+                sample["__passages__"] = data.passages(place, group, step)
         yield sample
 
 
 def tokenize(data: DataSet, samples: Iterable[Sample]) -> Iterator[Sample]:
     for sample in samples:
         if "__passages__" in sample:
-            sample["__pairs__"] = data.tokenizer.encode(sample["__query__"], sample["__passages__"])
+            sample["__pairs__"] = data.tokenizer.encode(sample["__query__"], sample["__passages__"].texts)
         yield sample
 
 
@@ -204,8 +204,11 @@ def collate_tasks(data: DataSet, samples: Iterable[Sample]) -> Iterator[Executed
         if whole:
             pairs = [one["__pairs__"] for one in whole]
             positions = [one["__position__"] for one in whole]
-            teacher = [one["__teacher__"] for one in whole]
-            batch = collate(pairs, positions, max(map(len, pairs)), data.tokenizer.pad_id, bad, teacher)
+            shown = [one["__passages__"] for one in whole]
+            batch = collate(
+                pairs, positions, max(map(len, pairs)), data.tokenizer.pad_id, bad,
+                [passages.teacher for passages in shown], [passages.positives for passages in shown],
+            )  # fmt: skip
         else:
             batch = ghost(data.tokenizer.pad_id, bad)
         yield Executed(task, batch)

@@ -18,14 +18,19 @@ def sentences(data: Mapping[str, Any]) -> list[str]:
     """Which passages of a group the loss sees."""
     if "group_size" not in data:
         return []
-    size, places = data["group_size"], data["group_size"] - 1
+    size, positives = data["group_size"], data.get("positives", 1)
+    places = size - positives
     short, negatives = _short(data), data.get("negatives") or {}
     most = "at most " if short is ShortGroups.shrink else ""
-    said = [f"The loss sees {most}{size} passages of each at a time, 1 positive and {most}{places} negative."]
+    several = "1 positive" if positives == 1 else f"up to {positives} positive"
+    said = [f"The loss sees {most}{size} passages of each at a time, {several} and {most}{places} negative."]
+    if positives > 1:
+        said.append("Where a group has fewer positives, negatives take their places.")
     if places > 1 and short is not ShortGroups.error:
         done = "repeats them" if short is ShortGroups.repeat else "stays smaller"
         said.append(f"A group with fewer negatives {done}.")
-    warmup, random = negatives.get("warmup", 0.0), Choice(size, random=negatives.get("random", 0.0)).random_count(1.0)
+    warmup, choice = negatives.get("warmup", 0.0), Choice(size, random=negatives.get("random", 0.0))
+    random = choice.random_count(1.0, places)
     if warmup >= 1 or random == places:
         said.append("All negatives are random passages of other groups.")
     elif warmup:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from reranker.data.collate import MicroBatch
 from reranker.model.objectives import BY_LABEL, BY_TEACHER, summed
 
 LISTWISE, KL = "listwise", "kl"
@@ -15,8 +16,8 @@ LISTWISE, KL = "listwise", "kl"
 def listwise_cross_entropy(scores_GP: torch.Tensor, present_GP: torch.Tensor, weight_G: torch.Tensor) -> torch.Tensor:
     """Sum over groups of -log softmax(scores)[positive], in float32 (float64 stays).
 
-    The positive is each group's first passage, as in FlagEmbedding's encoder-only reranker (its mean over
-    groups is this sum divided by their number) and, for one positive, ListNet (Cao et al., 2007).
+    The positive is each group's first passage and its only one, as in FlagEmbedding's encoder-only reranker (its
+    mean over groups is this sum divided by their number) and, for one positive, ListNet (Cao et al., 2007).
 
     Args:
         scores_GP: a score for each passage of each group, any float type.
@@ -74,7 +75,7 @@ class Objective:
     """A weighted sum of losses over the groups of a micro-batch.
 
     Attributes:
-        labels: weight of the loss with the positive as target.
+        labels: weight of the loss that knows the positives.
         distillation: weight of the loss from a teacher's scores, which `temperature` divides.
         by_label: "listwise", or one of `objectives.BY_LABEL`.
         by_teacher: "kl", or one of `objectives.BY_TEACHER`.
@@ -88,18 +89,24 @@ class Objective:
     by_teacher: str = KL
     more: tuple[tuple[str, float], ...] = ()
 
+    def of(self, scores_GP: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
+        """The sum over the groups of a micro-batch on the scores' device."""
+        return self(scores_GP, batch.positive_GP, batch.teacher_GP, batch.present_GP, batch.weight_G)
+
     def __call__(
-        self, scores_GP: torch.Tensor, teacher_GP: torch.Tensor, present_GP: torch.Tensor, weight_G: torch.Tensor
-    ) -> torch.Tensor:
+        self, scores_GP: torch.Tensor, positive_GP: torch.Tensor, teacher_GP: torch.Tensor, present_GP: torch.Tensor,
+        weight_G: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
+        """The sum over groups, of a micro-batch's tensors as `MicroBatch` says; a scalar in float32 (float64 stays)."""
         loss = scores_GP.new_zeros((), dtype=torch.float32)
         for name, weight in ((self.by_label, self.labels), (self.by_teacher, self.distillation), *self.more):
             if weight:
-                loss = loss + weight * self._one(name, scores_GP, teacher_GP, present_GP, weight_G)
+                loss = loss + weight * self._one(name, scores_GP, positive_GP, teacher_GP, present_GP, weight_G)
         return loss
 
     def _one(
-        self, name: str, scores_GP: torch.Tensor, teacher_GP: torch.Tensor, present_GP: torch.Tensor,
-        weight_G: torch.Tensor,
+        self, name: str, scores_GP: torch.Tensor, positive_GP: torch.Tensor, teacher_GP: torch.Tensor,
+        present_GP: torch.Tensor, weight_G: torch.Tensor,
     ) -> torch.Tensor:  # fmt: skip
         if name == LISTWISE:
             return listwise_cross_entropy(scores_GP, present_GP, weight_G)
@@ -108,6 +115,4 @@ class Objective:
         if name in BY_TEACHER:
             known_GP = present_GP & ~teacher_GP.isnan()
             return summed(BY_TEACHER[name], scores_GP, teacher_GP / self.temperature, known_GP, weight_G)
-        positive_GP = torch.zeros_like(present_GP)
-        positive_GP[:, 0] = True
         return summed(BY_LABEL[name], scores_GP, positive_GP, present_GP, weight_G)

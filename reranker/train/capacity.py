@@ -65,8 +65,8 @@ def find_tokens(engine: Engine, ranks: Ranks, passages: int, max_length: int, mo
     torch.cuda.reset_peak_memory_stats(ranks.device)  # the training's own peak is to be recorded
     if found is None:
         error = UserError("batch.tokens", f"auto where not one group of {least:,} tokens fits", "a group that does",
-                          "lower data.group_size or data.max_length, or say model.gradient_checkpointing=true "
-                          "or a higher ZeRO stage")  # fmt: skip
+                          "lower data.group_size or data.max_length, or say model.gradient_checkpointing=true, "
+                          "a higher ZeRO stage, or batch.chunk_tokens with a number for batch.tokens")  # fmt: skip
         error.agreed = True
         raise error
     return found

@@ -11,7 +11,7 @@ import dataclasses
 import datetime
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -47,6 +47,12 @@ class Ranks:
         values: list[Any] = [None] * self.world
         dist.all_gather_object(values, value, group=self.control)
         return values
+
+    def most(self, numbers: Sequence[int]) -> list[int]:
+        """The largest of all ranks in each place; all give equally many. A collective call."""
+        found = torch.tensor(numbers)
+        dist.all_reduce(found, op=dist.ReduceOp.MAX, group=self.control)
+        return found.tolist()
 
     def agree(self, action: Callable[[], T], raised: bool = False) -> tuple[T, bool]:
         """Run `action` on every rank; (its result, whether `raised` is true on any rank).

@@ -27,8 +27,8 @@ from torch import nn
 
 from reranker.config.common import Precision
 from reranker.config.training import OptimConfig, PrecisionConfig
-from reranker.data.collate import MicroBatch, ghost
-from reranker.model.cross_encoder import score
+from reranker.data.collate import MicroBatch, PackedPairs, ghost
+from reranker.model.cross_encoder import score, score_pairs
 from reranker.model.losses import listwise_cross_entropy
 from reranker.train.deepspeed_config import deepspeed_config
 from reranker.train.fragments import Fragment, read_parameter, write_parameter
@@ -134,6 +134,10 @@ class Engine:
     def score(self, batch: MicroBatch) -> torch.Tensor:
         """scores_GP of a micro-batch on this rank's device."""
         return score(self._engine, batch)
+
+    def score_pairs(self, pairs: PackedPairs) -> torch.Tensor:
+        """scores_N of N pairs on this rank's device."""
+        return score_pairs(self._engine, pairs)
 
     @property
     def forward(self) -> Any:

@@ -72,6 +72,9 @@ def report(job: Job, ranks: Ranks) -> str:
         pairs, length = batch.per_gpu * data.group_size, data.max_length
         each = batch.groups // (batch.per_gpu * ranks.world)
         made = f"{batch.per_gpu} per rank x {ranks.world} ranks x {each} micro-batches"
+    if batch.chunk_tokens is not None:
+        pairs = min(pairs, max(1, batch.chunk_tokens // length))
+        made += f", in chunks of at most {batch.chunk_tokens:,} tokens"
     least = "at least" if batch.policy is BatchPolicy.tokens and job.tokens is None else "about"
     activations = activation_bytes(model, pairs, length, job.precision, config.model.gradient_checkpointing)
     seen = min(config.train.epochs * job.data.positions, job.steps * batch.groups)

@@ -116,8 +116,9 @@ def open_data(config: TrainConfig, tokenizer: PairTokenizer) -> DataSet:
         check_shards(directory, manifest, digest=data.check is ShardCheck.sha256)
         sources.append(Source(name, manifest, ShardReader(directory, manifest, cache, data.retries), weight))
     choice = Choice(
-        data.group_size, data.short_groups.value, data.negatives.warmup, data.negatives.random, data.negatives.hardest
-    )
+        data.group_size, data.short_groups.value, data.negatives.warmup, data.negatives.random, data.negatives.hardest,
+        data.positives,
+    )  # fmt: skip
     positions = make_mixture(sources).positions
     in_all = min(config.train.epochs * positions, _steps(config, positions) * config.batch.groups)
     ghosts = data.bad is BadData["ghost"]
@@ -160,6 +161,7 @@ def make_plan(job: Job, done: int, flops: ModelFlops | None) -> Plan:
         skip_spikes=job.config.guards.skip_spikes,
         precision=job.precision.value,
         packed=job.packed,
+        chunk_tokens=job.config.batch.chunk_tokens,
         flops=flops,
         objective=make_objective(job.config.loss),
         evaluate_after=evaluate_after,

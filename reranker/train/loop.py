@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 import torch.distributed as dist
 
+from reranker.data.collate import PackedPairs
 from reranker.data.permutation import keyed
 from reranker.data.plan import Step
 from reranker.data.stream import StepBatches
+from reranker.model import chunks
 from reranker.model.losses import Objective
 from reranker.train.distributed import Ranks
 from reranker.train.flops import ModelFlops
@@ -42,6 +44,7 @@ class Plan:
     bad_limit: int
     skip_spikes: bool
     packed: bool
+    chunk_tokens: int | None
     precision: str
     flops: ModelFlops | None
     objective: Objective
@@ -176,19 +179,29 @@ def forward_and_backward(
     engine: Engine, plan: Plan, number: int, taken: StepBatches, ranks: Ranks, meter: Meter, events: Events
 ) -> list[torch.Tensor]:
     """Accumulate the gradient of a step's micro-batches; the loss of each, on the device."""
-    losses = []
-    for index, batch in enumerate(taken.micro_batches):
-        torch.manual_seed(keyed(plan.seed, number, index, ranks.rank))  # dropout, replayable
+
+    def score(pairs: PackedPairs) -> torch.Tensor:
         events.beat("forward", number)
-        moved = batch.to(ranks.device)
-        scores_GP = engine.score(moved)
-        loss = plan.objective(scores_GP, moved.teacher_GP, moved.present_GP, moved.weight_G)
+        return engine.score_pairs(pairs)
+
+    def backward(loss: torch.Tensor) -> None:
         events.beat("backward", number)
-        # DeepSpeed averages over ranks: this makes the gradient the step's sum over its groups / their number, as
-        # planned: a group that cannot be read adds nothing, and the others weigh what they would have with it.
-        engine.backward(loss * (ranks.world / taken.step.groups))
-        meter.count(batch, moved, scores_GP, loss)
-        losses.append(loss.detach())
+        engine.backward(loss)
+
+    losses = []
+    cut = [chunks.split(batch.packed, plan.chunk_tokens, plan.packed) for batch in taken.micro_batches]
+    passes = ranks.most([len(each) for each in cut]) if plan.chunk_tokens else [1] * len(cut)
+    for index, batch in enumerate(taken.micro_batches):
+        moved = batch.to(ranks.device)
+        scores_GP, loss = chunks.forward_and_backward(
+            moved, cut[index], passes[index], objective=plan.objective, score=score, backward=backward,
+            # DeepSpeed averages over ranks: this makes the gradient the step's sum over its groups / their number, as
+            # planned: a group that cannot be read adds nothing, and the others weigh what they would have with it.
+            share=ranks.world / taken.step.groups,
+            seed=keyed(plan.seed, number, index, ranks.rank),  # dropout, replayable
+        )  # fmt: skip
+        meter.count(batch, moved, cut[index], scores_GP, loss)
+        losses.append(loss)
     return losses
 
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
-from reranker.data.collate import MicroBatch
+from reranker.data.collate import MicroBatch, PackedPairs
+from reranker.model.chunks import cost
 from reranker.train.distributed import Ranks
 from reranker.train.flops import ModelFlops, peak_flops
 
@@ -55,21 +57,25 @@ class Meter:
         self.loss = torch.zeros((), dtype=torch.float64, device=self.device)
         self.spread = torch.zeros_like(self.loss)
 
-    def count(self, batch: MicroBatch, on_device: MicroBatch, scores_GP: torch.Tensor, loss: torch.Tensor) -> None:
-        """A micro-batch, in this machine's memory and on the device, with its scores and its loss."""
+    def count(
+        self, batch: MicroBatch, on_device: MicroBatch, chunks: Sequence[PackedPairs], scores_GP: torch.Tensor,
+        loss: torch.Tensor,
+    ) -> None:  # fmt: skip
+        """A micro-batch, in this machine's memory and on the device, its chunks, its scores and its loss."""
         self.loss += loss.detach()
         self.spread += score_spread(scores_GP.detach(), on_device.present_GP, on_device.weight_G)
-        self.chance += float((batch.present_GP.sum(1).clamp(min=1).log() * batch.weight_G).sum())
+        beside_G = (batch.present_GP & ~batch.positive_GP).sum(1)  # what a positive is to be told from
+        self.chance += float(((beside_G + 1).log() * batch.weight_G).sum())
         self.pairs += batch.pairs
         self.bad += len(batch.bad)
         self.tokens += batch.tokens
         self.squares += int(batch.packed.cu_seqlens.diff().long().square().sum())
-        self.computed += batch.packed.tokens if self.packed else len(batch.packed) * batch.packed.longest
+        self.computed += sum(cost(chunk, self.packed) for chunk in chunks)
 
     def record(self, ranks: Ranks, outcome: StepOutcome, rate: float, epoch: float) -> dict[str, Any]:
         """The metrics of all ranks since the last record; a collective call.
 
-        `train/chance_loss` is the cross-entropy of a guess, ln of the group's passages; `train/score_spread` the
+        `train/chance_loss` is the cross-entropy of a guess among a positive and the negatives; `train/score_spread` the
         standard deviation of a group's scores, on average: near zero for a model that gives all the same.
         `speed/mfu`, on GPUs of a known kind, is the model FLOPs of the useful tokens (`flops.ModelFlops.of`) in a
         second, divided by what the GPUs could do in 16 bits; `speed/model_tflops` is the same without the division.

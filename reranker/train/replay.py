@@ -23,7 +23,8 @@ from reranker.data.permutation import keyed
 from reranker.data.plan import Step
 from reranker.data.stream import PlanSource, stream
 from reranker.files import write_json
-from reranker.model.cross_encoder import load_config, score, set_dropout
+from reranker.model import chunks
+from reranker.model.cross_encoder import load_config, score_pairs, set_dropout
 from reranker.model.losses import Objective
 from reranker.model.reranker import DTYPES
 from reranker.model.unpad import pack
@@ -62,13 +63,16 @@ def run_step(replay: Replay, texts: bool = False) -> Replayed:
     with progress_bar(desc="replay", unit=" micro-batches", total=job.world * len(step.slots)) as bar:
         for rank in range(job.world):
             for index, batch in enumerate(_micro_batches(job, step, rank)):
-                torch.manual_seed(keyed(plan.seed, replay.number, index, rank))  # the loop's own: the same dropout
-                moved = batch.to(replay.device)
-                scores_GP = score(model, moved)
-                loss = plan.objective(scores_GP, moved.teacher_GP, moved.present_GP, moved.weight_G)
-                norm = gradient.add(loss * (job.world / step.groups))
+                cut = chunks.split(batch.packed, plan.chunk_tokens, plan.packed)
+                scores_GP, loss = chunks.forward_and_backward(
+                    batch.to(replay.device), cut, len(cut), objective=plan.objective,
+                    score=lambda pairs: score_pairs(model, pairs), backward=gradient.backward,
+                    share=job.world / step.groups,
+                    seed=keyed(plan.seed, replay.number, index, rank),  # the loop's own: the same dropout
+                )  # fmt: skip
+                norm = gradient.add()
                 micro_batches.append(MicroBatchResult(rank, index, batch.positions, batch.tokens, loss.item(), norm))
-                groups += _groups(replay, plan.objective, batch, scores_GP.detach().cpu(), rank, index, texts)
+                groups += _groups(replay, plan.objective, batch, scores_GP.cpu(), rank, index, texts)
                 bad += batch.bad
                 bar.update()
     return Replayed(
@@ -107,14 +111,23 @@ class Gradient:
         self.scale, self._divisor = scale, scale * world
         self._parameters = {name: one for name, one in model.named_parameters() if one.requires_grad}
         self._sums = {name: torch.zeros_like(one, dtype=torch.float32) for name, one in self._parameters.items()}
+        self._micro_batch: dict[str, torch.Tensor] = {}
 
-    def add(self, loss: torch.Tensor) -> float:
-        """Add the gradient of a micro-batch's loss; the norm of its share of the step's gradient."""
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradient of a loss to that of the micro-batch."""
         (loss * self.scale).backward()
-        found = {name: one.grad for name, one in self._parameters.items() if one.grad is not None}
+        for name, one in self._parameters.items():
+            if one.grad is None:
+                continue
+            before, self._micro_batch[name], one.grad = self._micro_batch.get(name), one.grad, None
+            if before is not None:
+                self._micro_batch[name] = before.float() + self._micro_batch[name]
+
+    def add(self) -> float:
+        """Add the micro-batch's gradient to the step's; the norm of its share."""
+        found, self._micro_batch = self._micro_batch, {}
         for name, gradient in found.items():
             self._sums[name] += gradient
-            self._parameters[name].grad = None
         return _norm(found.values()) / self._divisor
 
     def norm(self) -> float:
@@ -174,13 +187,15 @@ def _groups(
     lengths_GP = batch.packed.cu_seqlens.diff().view(batch.present_GP.shape)
     for row, position in enumerate(batch.positions):
         one, present_P = slice(row, row + 1), batch.present_GP[row]
-        loss = objective(scores_GP[one], batch.teacher_GP[one], batch.present_GP[one], batch.weight_G[one])
+        loss = objective(
+            scores_GP[one], batch.positive_GP[one], batch.teacher_GP[one], batch.present_GP[one], batch.weight_G[one]
+        )
         place = data.locate(replay.step.epoch, position)
         query: str | None = None
         passages: tuple[str, ...] = ()
         if texts:
             group = place.reader.group(place.shard, place.index)
-            query, passages = group.prompted_query, tuple(data.passages(place, group, replay.step)[0])
+            query, passages = group.prompted_query, data.passages(place, group, replay.step).texts
         yield GroupResult(
             position=position, member=place.name, rank=rank, micro_batch=index, loss=loss.item(),
             scores=tuple(scores_GP[row][present_P].tolist()), tokens=int(lengths_GP[row][present_P].sum()),

@@ -35,7 +35,7 @@ class GroupResult:
     """A group: its position in the epoch, its member in the shards, where it ran, and what came of it.
 
     Attributes:
-        loss: its own part of the objective, not divided by anything; scores: of its passages, the positive first.
+        loss: its own part of the objective, not divided by anything; scores: of its passages, the positives first.
         tokens: of its pairs, special tokens included.
         query, passages: its texts as the model read them, where they are asked for.
     """

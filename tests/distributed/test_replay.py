@@ -36,6 +36,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "warmed": {"precision": "fp32", "optim.warmup": 0.5, "data.negatives.random": 0.5, "batch.per_gpu": 1},
     "bf16": {"precision": "bf16", "deepspeed": "zero1"},
     "ranked": {"precision": "fp32", "loss.by_label": "lambdaloss", "loss.more": "{ranknet: 0.5, pointwise: 0.1}"},
+    "chunks": {"precision": "fp32", "deepspeed": "zero3", "batch.chunk_tokens": 64},
     "fp16": {"precision": "fp16", "precision.fp16_on_cpu": "true", "precision.initial_scale_power": 10},
 }
 """Dropout is on in all of them."""

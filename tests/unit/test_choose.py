@@ -54,6 +54,7 @@ def test_the_choice_never_changes() -> None:
     assert show(groups, 1, epoch=0) == ["g1 p0", "g1 n3", "g1 n0"]
     assert show(groups, 1, epoch=1) == ["g1 p1", "g1 n1", "g1 n4"]
     assert show(groups, 1, epoch=1, random=0.5) == ["g1 p1", "g1 n0", "g3 n2"]
+    assert show(make(4, positives=3), 1, epoch=1, positives=2) == ["g1 p1", "g1 p0", "g1 n0"]
     assert show(groups, 1, epoch=1, progress=0.0, warmup=0.1) == ["g1 p1", "g3 n2", "g0 p1"]
 
 
@@ -101,6 +102,36 @@ def test_positives_take_turns(positives: int) -> None:
     shown = [show(groups, 1, epoch)[0] for epoch in range(3 * positives)]
     assert Counter(shown) == dict.fromkeys(groups[1].pos, 3)
     assert shown[:positives] * 3 == shown
+
+
+@settings(max_examples=60)
+@given(has=st.integers(1, 7), wanted=st.integers(1, 5), first=st.integers(0, 9), seed=st.integers(0, 2**32))
+def test_several_positives_stand_first_and_take_turns(has: int, wanted: int, first: int, seed: int) -> None:
+    groups = make(2, positives=has, negatives=9)
+    at_once = min(has, wanted)
+    seen: Counter[str] = Counter()
+    for epoch in range(first, first + has):
+        shown = show(groups, 1, epoch, seed=seed, group_size=6, positives=wanted)
+        assert len(set(shown)) == 6
+        assert set(shown[:at_once]) <= set(groups[1].pos)
+        assert set(shown[at_once:]) <= set(groups[1].neg)
+        seen.update(shown[:at_once])
+    assert seen == dict.fromkeys(groups[1].pos, at_once)
+
+
+def test_a_choice_knows_its_positives() -> None:
+    groups = make(5, positives=2)
+    neighbours = Neighbours(5, 1, lambda place: hashed(groups[place]))
+    choice = Choice(5, random=0.5, positives=3)
+    shown = choose(hashed(groups[1]), 1, neighbours, seed=0, pass_=0, progress=1.0, choice=choice)
+    assert [passage.positive for passage in shown] == [True, True, False, False, False]
+
+
+def test_a_share_of_random_negatives_is_one_of_the_places_that_are_left() -> None:
+    groups = make(50, positives=2)
+    for positives, left in ((1, 5), (2, 4)):
+        shown = show(groups, 7, group_size=6, random=0.5, positives=positives)
+        assert own(groups, 7, shown[positives:]) == left - round(0.5 * left)
 
 
 def test_a_short_group_repeats_shrinks_or_is_an_error() -> None:

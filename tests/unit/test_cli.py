@@ -73,7 +73,7 @@ MISTAKES = {
     "data.truncation=longest": "data.truncation: found 'longest', expected longest_first|only_second; "
     "did you mean longest_first?",
     "train.device=tpu": "train.device: found 'tpu', expected auto|cpu|cuda; did you mean cpu?",
-    "batch=4": "batch: found 4, expected a value for one of its keys, batch.groups, batch.policy, batch.per_gpu, batch.tokens, batch.packing; "
+    "batch=4": "batch: found 4, expected a value for one of its keys, batch.groups, batch.policy, batch.per_gpu, batch.tokens, batch.chunk_tokens, batch.packing; "
     "say batch.groups=..., for example",
     "deepspeed=zero9": f"deepspeed: found 'zero9', expected {STAGES}; did you mean zero3?",
     "deepspeed=2": f"deepspeed: found 2, expected {STAGES}; did you mean zero2?",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from reranker.checks import accumulation, check_train, resolve_precision
 from reranker.config import COMMANDS
-from reranker.config.common import Precision
+from reranker.config.common import BatchPolicy, LabelLoss, Precision
 from reranker.config.training import TrainConfig
 from reranker.describe import describe, field_docs
 from reranker.errors import UserError
@@ -86,6 +87,9 @@ def test_the_defaults_are_accepted() -> None:
     ("key", "value"),
     [
         ("data.group_size", 1),
+        ("data.positives", 0),
+        ("data.positives", 3),
+        ("batch.chunk_tokens", 511),
         ("data.max_length", 4),
         ("data.workers", -1),
         ("data.prefetch", 0),
@@ -117,10 +121,53 @@ def test_a_value_that_cannot_be_is_refused_by_its_key(key: str, value: Any) -> N
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("data.query_max_length", 507), ("data.workers", 0), ("optim.max_grad_norm", 0.0), ("model.dropout", 0.0)],
+    [
+        ("data.query_max_length", 507),
+        ("data.workers", 0),
+        ("batch.chunk_tokens", 512),
+        ("optim.max_grad_norm", 0.0),
+        ("model.dropout", 0.0),
+    ],
 )
 def test_a_value_at_its_limit_is_accepted(key: str, value: Any) -> None:
     check_train(changed(key, value))
+
+
+def test_several_positives_want_a_loss_that_knows_several() -> None:
+    config = changed("data.positives", 2)
+    expected = (
+        "loss.by_label: found listwise with data.positives=2, expected a loss that knows several positives; "
+        "say loss.by_label=multi_positive, for example"
+    )
+    with pytest.raises(UserError, match=f"^{re.escape(expected)}$"):
+        check_train(config)
+    config.loss.by_label = LabelLoss.multi_positive
+    check_train(config)
+    config.loss.more = {"listwise": 0.1}
+    with pytest.raises(UserError, match=f"^{re.escape(expected)}$"):
+        check_train(config)
+    config.loss.more, config.loss.by_label, config.loss.labels = None, LabelLoss.listwise, 0.0
+    config.loss.distillation = 1.0
+    check_train(config)
+    # Of three places one negative is left where two positives are shown, and half of it is none.
+    config.data.negatives.random = 0.6
+    with pytest.raises(UserError, match=r"^loss\.labels: found 0 where all negatives are random"):
+        check_train(config)
+
+
+def test_chunks_want_a_number_of_tokens_for_a_micro_batch() -> None:
+    config = changed("batch.chunk_tokens", 2048)
+    config.batch.tokens = "auto"
+    check_train(config)  # which policy fixed does not ask for
+    config.batch.policy = BatchPolicy.tokens
+    with pytest.raises(UserError) as caught:
+        check_train(config)
+    assert str(caught.value) == (
+        "batch.tokens: found auto with batch.chunk_tokens=2048, expected a number: it is chunks that the memory must "
+        "hold; say batch.tokens=8192, for example"
+    )
+    config.batch.tokens = 8192
+    check_train(config)
 
 
 @pytest.mark.parametrize(

@@ -36,10 +36,10 @@ def test_a_record_adds_up(packed: bool, computed: int, ranks: Ranks, monkeypatch
     meter = Meter(torch.device("cpu"), packed, FLOPS, started=10.0, waited=1.0, steps=2, groups=3)
     # The ghost of two pairs of one token is computed and counts for nothing else.
     first, second, nothing = batch([5, 9]), batch([3, 12], [7]), ghost(pad_id=1)
-    meter.count(first, first, torch.tensor([[1.0, 3.0]]), torch.tensor(0.5))
+    meter.count(first, first, [first.packed], torch.tensor([[1.0, 3.0]]), torch.tensor(0.5))
     # The second group has one passage; what stands in its empty place counts for nothing.
-    meter.count(second, second, torch.tensor([[0.0, -4.0], [2.0, math.nan]]), torch.tensor(1.0))
-    meter.count(nothing, nothing, torch.tensor([[math.inf, 1.0]]), torch.tensor(0.0))
+    meter.count(second, second, [second.packed], torch.tensor([[0.0, -4.0], [2.0, math.nan]]), torch.tensor(1.0))
+    meter.count(nothing, nothing, [nothing.packed], torch.tensor([[math.inf, 1.0]]), torch.tensor(0.0))
     record = meter.record(ranks, StepOutcome(torch.tensor(0.25), False, 8.0), rate=1e-5, epoch=0.5)
     # A place without a passage holds a pair of one token, computed as well.
     computed += 1 if packed else 0
@@ -62,7 +62,7 @@ def test_a_record_adds_up(packed: bool, computed: int, ranks: Ranks, monkeypatch
 def test_a_skipped_step_has_no_norm_and_an_unknown_model_no_flops(ranks: Ranks) -> None:
     meter = Meter(torch.device("cpu"), True, None, steps=1, groups=1)
     one = batch([5, 9])
-    meter.count(one, one, torch.tensor([[math.inf, 0.0]]), torch.tensor(math.inf))
+    meter.count(one, one, [one.packed], torch.tensor([[math.inf, 0.0]]), torch.tensor(math.inf))
     record = meter.record(ranks, StepOutcome(None, True, 4.0), rate=0.0, epoch=0.1)
     assert record["train/grad_norm"] is None
     assert math.isinf(record["train/loss"])

@@ -229,6 +229,16 @@ def test_with_one_positive_the_multi_positive_loss_is_the_listwise_one() -> None
     torch.testing.assert_close(ours, listwise_cross_entropy(scores_GP, *every(worth_GP)))
 
 
+def test_an_objective_takes_the_positives_that_a_group_shows() -> None:
+    scores_GP = torch.tensor([[0.3, -1.2, 0.8, 0.1], [2.0, 0.5, -0.4, 1.1]], dtype=torch.float64)
+    positive_GP = torch.tensor([[True, True, False, False], [True, False, False, False]])
+    present_GP, weight_G = every(scores_GP)
+    objective = Objective(by_label="multi_positive")
+    found = objective(scores_GP, positive_GP, torch.full_like(scores_GP, math.nan), present_GP, weight_G)
+    rows = zip(scores_GP.tolist(), positive_GP.double().tolist(), strict=True)
+    assert found.item() == pytest.approx(sum(multi_positive(*row) for row in rows), rel=1e-9)
+
+
 def test_an_objective_is_the_weighted_sum_of_its_losses() -> None:
     scores_GP, labels_GP = batch(5, 4)
     teacher_GP = batch(5, 4, seed=1, teacher=True)[1]
@@ -243,7 +253,7 @@ def test_an_objective_is_the_weighted_sum_of_its_losses() -> None:
         + 0.1 * summed(EVERY["mse"], scores_GP, teacher_GP / 4, known_GP, rest[1])
     )
     torch.testing.assert_close(
-        objective(scores_GP, teacher_GP, *rest), expected, rtol=1e-6, atol=1e-6, check_dtype=False
+        objective(scores_GP, labels_GP > 0, teacher_GP, *rest), expected, rtol=1e-6, atol=1e-6, check_dtype=False
     )
 
 

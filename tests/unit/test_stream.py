@@ -450,6 +450,26 @@ def test_a_group_of_fewer_passages_leaves_places_empty(tokenizer: Any, shards: P
         assert len(batch.packed) == batch.present_GP.numel()
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_several_positives_of_a_group_come_first_and_are_marked(workers: int, tokenizer: Any, tmp_path: Path) -> None:
+    groups = [
+        Group(f"q{n}", tuple(f"p{n} {i}" for i in range(1 + n % 3)), tuple(f"n{n} {i}" for i in range(4)))
+        for n in range(12)
+    ]
+    pack(groups, tmp_path / "shards", {"name": "groups.jsonl"}, groups_per_shard=5)
+    data = data_set(tmp_path / "shards", tokenizer, group_size=4, positives=2, random=0.25, warmup=0.0)
+    for taken in steps_of(data, workers=workers, per_gpu=4):
+        for batch in taken.micro_batches:
+            for row, position in enumerate(batch.positions):
+                place = data.locate(taken.step.epoch, position)
+                group = place.reader.group(place.shard, place.index)
+                count = min(2, len(group.pos))
+                assert batch.positive_GP[row].tolist() == [n < count for n in range(4)]
+                texts = data.passages(place, group, taken.step).texts
+                assert set(texts[:count]) <= set(group.pos)
+                assert not set(texts[count:]) & set(group.pos)
+
+
 def test_pairs_are_in_one_row_and_padded_on_the_right_to_the_longest() -> None:
     groups = [[Pair([5, 6, 7], [0, 0, 1]), Pair([8], [0])], [Pair([9, 10], [0, 1])]]
     batch = collate(groups, [4, 9], passages=2, pad_id=1)
@@ -460,6 +480,7 @@ def test_pairs_are_in_one_row_and_padded_on_the_right_to_the_longest() -> None:
         "longest": 3,
         "pad_id": 1,
         "present_GP": [[True, True], [True, False]],
+        "positive_GP": [[True, False], [True, False]],
         "weight_G": [1.0, 1.0],
         "teacher_GP": [["nan", "nan"], ["nan", "nan"]],
         "positions": (4, 9),
