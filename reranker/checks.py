@@ -19,7 +19,7 @@ ACCEPTABLE = (
     "data.shards", "train.seed", "data.shuffle_block", "batch.groups", "tokenizer", "model", "model.name",
     "model.revision", "data.group_size", "data.positives", "data.short_groups", "data.truncation", "data.max_length",
     "data.query_max_length", "data.negatives", "loss.labels", "loss.distillation", "loss.temperature", "loss.by_label",
-    "loss.by_teacher", "loss.more",
+    "loss.by_teacher", "loss.more", "loss.score_temperature",
 )  # fmt: skip
 """What a resume compares with its checkpoint and refuses unless train.accept names it; the first three decide which
 group stands at which position."""
@@ -128,6 +128,7 @@ def check_train(config: TrainConfig) -> None:
                         "lower it or pack larger shards")  # fmt: skip
     shares = {
         "data.negatives.warmup": data.negatives.warmup,
+        "data.negatives.decay": data.negatives.decay,
         "data.negatives.random": data.negatives.random,
         "optim.warmup": optim.warmup,
         "model.dropout": config.model.dropout or 0.0,
@@ -135,6 +136,9 @@ def check_train(config: TrainConfig) -> None:
     for key, value in shares.items():
         if not 0 <= value <= 1:
             raise UserError(key, str(value), "a share between 0 and 1", "change the value")
+    if data.negatives.warmup + data.negatives.decay > 1:
+        found = f"{data.negatives.decay} behind data.negatives.warmup={data.negatives.warmup}"
+        raise UserError("data.negatives.decay", found, "1 in sum at most, the whole training", "lower one of them")
     if len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in optim.betas):
         shown = "[" + ",".join(f"{beta:g}" for beta in optim.betas) + "]"
         raise UserError("optim.betas", shown, "two numbers of at least 0 and below 1", "say optim.betas=[0.9,0.999]")
@@ -158,13 +162,14 @@ def check_train(config: TrainConfig) -> None:
                         "positives", "say loss.by_label=multi_positive, for example")  # fmt: skip
     least = data.group_size - data.positives
     only_random = any(round(data.negatives.random * n) == n for n in range(least, data.group_size))
-    if not by_label and (data.negatives.warmup or only_random):
+    if not by_label and (data.negatives.warmup or data.negatives.decay or only_random):
         raise UserError("loss.labels", "0 where all negatives are random", "a weight above 0: no teacher scored them",
-                        "say data.negatives.warmup=0 and a smaller data.negatives.random")  # fmt: skip
+                        "set data.negatives.warmup and decay to 0, and a smaller data.negatives.random")  # fmt: skip
     if not by_label and not by_teacher:
         raise UserError("loss.labels", "0, as loss.distillation", "a weight above 0 for one of them", "change one")
-    if not 0 < config.loss.temperature < math.inf:
-        raise UserError("loss.temperature", str(config.loss.temperature), "a number above 0", "change the value")
+    for name in ("temperature", "score_temperature"):
+        if not 0 < getattr(config.loss, name) < math.inf:
+            raise UserError(f"loss.{name}", str(getattr(config.loss, name)), "a number above 0", "change the value")
     most = data.group_size * data.max_length
     if batch.tokens != "auto" and (not isinstance(batch.tokens, int) or isinstance(batch.tokens, bool)):
         raise UserError("batch.tokens", shorten(batch.tokens), "a number or auto", "say batch.tokens=8192, for example")

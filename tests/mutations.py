@@ -100,6 +100,11 @@ MUTATIONS = [
         "tests/unit/test_chunks.py::test_the_gradient_in_chunks_is_that_of_the_whole",
     ),
     Mutation(
+        "random negatives end at once behind the warm-up", "data/choose.py",
+        "left = 1 - behind / self.decay if behind < self.decay else 0.0", "left = 0.0",
+        "tests/unit/test_choose.py::test_behind_the_warm_up_random_negatives_become_fewer_in_a_line",
+    ),
+    Mutation(
         "every pass begins with the first positives", "data/choose.py",
         "turn((pass_ * count + place) % positives)", "turn(place)",
         "tests/unit/test_choose.py::test_several_positives_stand_first_and_take_turns",

@@ -41,6 +41,8 @@ class ModelConfig:
 class NegativesConfig:
     warmup: float = 0.0
     """Share of the training, from its start, in which all negatives are random passages of other groups of the block"""
+    decay: float = 0.0
+    """Share of the training, behind warmup, over which random negatives become fewer, in a line, down to `random`"""
     random: float = 0.0
     """Share of a group's negatives that stay random afterwards; the others are the group's own"""
     hardest: Optional[int] = None
@@ -105,6 +107,8 @@ class LossConfig:
     """Weight of the loss that knows the positive: by default the cross-entropy over the scores of a group"""
     by_label: LabelLoss = LabelLoss.listwise
     """That loss: listwise cross-entropy, or another of ranking"""
+    score_temperature: float = 1.0
+    """The model's scores are divided by this in losses that know the positive: smaller is sharper"""
     distillation: float = 0.0
     """Weight of the loss from a teacher's scores, the groups' pos_scores and neg_scores; 0: without a teacher"""
     by_teacher: TeacherLoss = TeacherLoss.kl

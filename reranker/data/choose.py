@@ -26,6 +26,7 @@ class Choice:
 
     Attributes:
         warmup: share of the training in which all negatives are random.
+        decay: share of the training, behind that, over which they become fewer.
         random: share of random negatives afterwards.
     """
 
@@ -35,10 +36,15 @@ class Choice:
     random: float = 0.0
     hardest: int | None = None
     positives: int = 1
+    decay: float = 0.0
 
     def random_count(self, progress: float, places: int) -> int:
         """Random ones among `places` negatives when `progress` of the training (0 to 1) is done."""
-        return places if progress < self.warmup else round(self.random * places)
+        behind = progress - self.warmup
+        if behind < 0:
+            return places
+        left = 1 - behind / self.decay if behind < self.decay else 0.0
+        return round((self.random + (1 - self.random) * left) * places)
 
 
 @dataclass(frozen=True)

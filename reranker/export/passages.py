@@ -31,11 +31,14 @@ def sentences(data: Mapping[str, Any]) -> list[str]:
         said.append(f"A group with fewer negatives {done}.")
     warmup, choice = negatives.get("warmup", 0.0), Choice(size, random=negatives.get("random", 0.0))
     random = choice.random_count(1.0, places)
+    decay = negatives.get("decay", 0.0)
     if warmup >= 1 or random == places:
         said.append("All negatives are random passages of other groups.")
-    elif warmup:
-        said.append(f"In the first {100 * warmup:g}% of the training all negatives are random passages of other "
-                    f"groups, afterwards {random or 'none'} of the {most}{places}.")  # fmt: skip
+    elif warmup or decay:
+        first = f"In the first {100 * warmup:g}% of the training" if warmup else "At the start of the training"
+        then = f"over {100 * decay:g}% of it they become fewer, then" if decay else "afterwards"
+        said.append(f"{first} all negatives are random passages of other groups, {then} {random or 'none'} of the "
+                    f"{most}{places}.")  # fmt: skip
     elif random:
         said.append(f"Random passages of other groups make up {random} of the {most}{places} negatives.")
     if hardest := negatives.get("hardest"):
@@ -48,6 +51,7 @@ def rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
     usual, negatives, short = NegativesConfig(), data.get("negatives") or {}, _short(data)
     forms = {
         "warmup": ("random negatives only", "the first {:g} of the training"),
+        "decay": ("random negatives become fewer", "over {:g} of the training"),
         "random": ("random negatives", "{:g} of a group's"),
         "hardest": ("own negatives", "the first {} of a group"),
     }

@@ -80,6 +80,7 @@ class Objective:
         by_label: "listwise", or one of `objectives.BY_LABEL`.
         by_teacher: "kl", or one of `objectives.BY_TEACHER`.
         more: further losses of both kinds with their weights.
+        score_temperature: what divides the scores in losses that know the positives.
     """
 
     labels: float = 1.0
@@ -88,6 +89,7 @@ class Objective:
     by_label: str = LISTWISE
     by_teacher: str = KL
     more: tuple[tuple[str, float], ...] = ()
+    score_temperature: float = 1.0
 
     def of(self, scores_GP: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
         """The sum over the groups of a micro-batch on the scores' device."""
@@ -98,6 +100,7 @@ class Objective:
         weight_G: torch.Tensor,
     ) -> torch.Tensor:  # fmt: skip
         """The sum over groups, of a micro-batch's tensors as `MicroBatch` says; a scalar in float32 (float64 stays)."""
+        scores_GP = scores_GP if scores_GP.dtype == torch.float64 else scores_GP.float()
         loss = scores_GP.new_zeros((), dtype=torch.float32)
         for name, weight in ((self.by_label, self.labels), (self.by_teacher, self.distillation), *self.more):
             if weight:
@@ -109,10 +112,10 @@ class Objective:
         present_GP: torch.Tensor, weight_G: torch.Tensor,
     ) -> torch.Tensor:  # fmt: skip
         if name == LISTWISE:
-            return listwise_cross_entropy(scores_GP, present_GP, weight_G)
+            return listwise_cross_entropy(scores_GP / self.score_temperature, present_GP, weight_G)
         if name == KL:
             return listwise_distillation(scores_GP, teacher_GP, present_GP, weight_G, self.temperature)
         if name in BY_TEACHER:
             known_GP = present_GP & ~teacher_GP.isnan()
             return summed(BY_TEACHER[name], scores_GP, teacher_GP / self.temperature, known_GP, weight_G)
-        return summed(BY_LABEL[name], scores_GP, positive_GP, present_GP, weight_G)
+        return summed(BY_LABEL[name], scores_GP / self.score_temperature, positive_GP, present_GP, weight_G)

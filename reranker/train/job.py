@@ -117,7 +117,7 @@ def open_data(config: TrainConfig, tokenizer: PairTokenizer) -> DataSet:
         sources.append(Source(name, manifest, ShardReader(directory, manifest, cache, data.retries), weight))
     choice = Choice(
         data.group_size, data.short_groups.value, data.negatives.warmup, data.negatives.random, data.negatives.hardest,
-        data.positives,
+        data.positives, data.negatives.decay,
     )  # fmt: skip
     positions = make_mixture(sources).positions
     in_all = min(config.train.epochs * positions, _steps(config, positions) * config.batch.groups)
@@ -204,7 +204,7 @@ def make_objective(loss: LossConfig) -> Objective:
     """What is minimised."""
     return Objective(
         loss.labels, loss.distillation, loss.temperature, loss.by_label.value, loss.by_teacher.value,
-        tuple(sorted((loss.more or {}).items())),
+        tuple(sorted((loss.more or {}).items())), loss.score_temperature,
     )  # fmt: skip
 
 

@@ -88,7 +88,8 @@ def compare(state: dict[str, Any], job: Job) -> dict[str, tuple[Any, Any]]:
     for key in ACCEPTABLE:
         section, _, name = key.partition(".")
         if name and key not in values:
-            values[key] = (state["config"].get(section, {}).get(name, defaults[section][name]), wanted[section][name])
+            before, usual = state["config"].get(section, {}).get(name, defaults[section][name]), defaults[section][name]
+            values[key] = ({**usual, **before} if isinstance(usual, dict) else before, wanted[section][name])
     return {key: values[key] for key in ACCEPTABLE if values[key][0] != values[key][1]}
 
 

@@ -114,8 +114,8 @@ def test_losses_of_20_steps_equal_a_plain_float64_loop(
         # In chunks, of which the ranks have different numbers: under ZeRO 2 and 3 each backward is a collective call.
         trainings[tmp_path / f"zero{stage}-chunks"] = {
             "deepspeed": f"zero{stage}",
-            "batch.per_gpu": 4,
-            "batch.chunk_tokens": 64,
+            "batch.per_gpu": 8,
+            "batch.chunk_tokens": 200,
             "train.max_steps": STEPS,
             "train.epochs": STEPS,
             "train.save_every": STEPS,

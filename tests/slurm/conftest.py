@@ -13,7 +13,7 @@ import pytest
 from tests.distributed.conftest import Inputs, inputs
 from tests.distributed.ranks import train
 from tests.slurm.cluster import NODES, Cluster, until
-from tests.slurm.jobs import WORLD, settings
+from tests.slurm.jobs import settings
 
 __all__ = ["inputs"]
 
@@ -41,7 +41,16 @@ def nothing_left(cluster: Cluster) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def whole(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run directory of the training that nothing happens to, on one machine."""
-    run = tmp_path_factory.mktemp("whole") / "run"
-    train(WORLD, inputs.overrides(run, **settings()))
-    return run
+    """The run directory of the training that nothing happens to, two ranks on one machine."""
+    return _trained(2, inputs, tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="session")
+def whole_of_four(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of four ranks, as it is for two nodes of two."""
+    return _trained(4, inputs, tmp_path_factory.mktemp("whole-of-four"))
+
+
+def _trained(world: int, inputs: Inputs, directory: Path) -> Path:
+    train(world, inputs.overrides(directory / "run", **settings()))
+    return directory / "run"

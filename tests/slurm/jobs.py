@@ -13,7 +13,6 @@ from tests.distributed.ranks import ROOT, environment
 from tests.slurm.cluster import Cluster, until
 
 STEPS = 12
-WORLD = 4
 
 
 def settings(**more: Any) -> dict[str, Any]:
@@ -27,11 +26,14 @@ def settings(**more: Any) -> dict[str, Any]:
 class Job:
     """A job with the run directory of its training and the file of its output.
 
-    What is started of it first stands still behind step `hold` until its `release`.
+    What is started of it first stands still behind step `hold` until its `release`. `world`: its ranks.
     """
 
-    def __init__(self, cluster: Cluster, number: str, run: Path, out: Path, hold: int | None = None) -> None:
+    def __init__(
+        self, cluster: Cluster, number: str, run: Path, out: Path, hold: int | None = None, world: int = 2
+    ) -> None:
         self.cluster, self.number, self.run, self.out, self.hold = cluster, number, run, out, hold
+        self.world = world
 
     @property
     def state(self) -> str:
@@ -40,6 +42,11 @@ class Job:
     @property
     def restarts(self) -> int:
         return int(self.cluster.job(self.number)["Restarts"])
+
+    def seconds(self) -> int:
+        """How long SLURM has had it running."""
+        *days, hours, minutes, seconds = map(int, self.cluster.job(self.number)["RunTime"].replace("-", ":").split(":"))
+        return ((sum(days) * 24 + hours) * 60 + minutes) * 60 + seconds
 
     def told(self) -> str:
         logs = sorted(self.run.glob("jobs/*/restart-*/*.log")) if self.run.exists() else []
@@ -64,7 +71,7 @@ class Job:
 
         def heard() -> bool:
             logs = [path.read_text() for path in self.run.glob("jobs/*/restart-0/rank-*.log")]
-            return len(logs) == WORLD and all("stopping behind this step" in log for log in logs)
+            return len(logs) == self.world and all("stopping behind this step" in log for log in logs)
 
         until(heard, self.told)
 
@@ -75,19 +82,23 @@ class Job:
 
 
 class Submitted(Job):
-    """A training that was submitted with sbatch. `own`: settings of it; `more`: options of sbatch."""
+    """A training that was submitted with sbatch: two nodes with a rank each.
+
+    `ranks`: of a node; `own`: settings of the training; `more`: options of sbatch.
+    """
 
     def __init__(
-        self, cluster: Cluster, inputs: Inputs, directory: Path, hold: int | None = None,
+        self, cluster: Cluster, inputs: Inputs, directory: Path, hold: int | None = None, ranks: int = 1,
         own: dict[str, Any] | None = None, **more: str,
     ) -> None:  # fmt: skip
         run, out = directory / "run", directory / "job.out"
-        options = {"nodes": "2", "gpus-per-node": "2", "ntasks-per-node": "2", "output": str(out), **more}
+        each = {"gpus-per-node": str(ranks), "ntasks-per-node": str(ranks)}
+        options = {"nodes": "2", **each, "output": str(out), **more}
         number = cluster.run(
             "sbatch", "--parsable", *(f"--{key}={value}" for key, value in options.items()),
             str(ROOT / "launch" / "train.sbatch"), *inputs.overrides(run, **settings(**own or {})), **held(run, hold),
         ).strip()  # fmt: skip
-        super().__init__(cluster, number, run, out, hold)
+        super().__init__(cluster, number, run, out, hold, world=int(options["nodes"]) * ranks)
 
 
 def held(run: Path, hold: int | None) -> dict[str, str]:

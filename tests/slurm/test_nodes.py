@@ -39,7 +39,7 @@ def ssh(cluster: Cluster, tmp_path: Path) -> Path:
 
 
 def test_deepspeed_with_a_hostfile_trains_as_one_machine_does(
-    cluster: Cluster, inputs: Inputs, whole: Path, tmp_path: Path, ssh: Path
+    cluster: Cluster, inputs: Inputs, whole_of_four: Path, tmp_path: Path, ssh: Path
 ) -> None:
     run, work = tmp_path / "run", tmp_path / "work"
     work.mkdir()
@@ -51,11 +51,11 @@ def test_deepspeed_with_a_hostfile_trains_as_one_machine_does(
                f"--master_port={free_port()}", "--module", "reranker.train", *inputs.overrides(run, **settings())]  # fmt: skip
     done = cluster.on("ctl", "bash", "-c", f'cd {work} && exec "$@"', "bash", *command, **variables)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert_as_if_nothing_had_happened(run, whole)
+    assert_as_if_nothing_had_happened(run, whole_of_four)
 
 
 def test_torchrun_on_each_node_trains_as_one_machine_does(
-    cluster: Cluster, inputs: Inputs, whole: Path, tmp_path: Path
+    cluster: Cluster, inputs: Inputs, whole_of_four: Path, tmp_path: Path
 ) -> None:
     run, port = tmp_path / "run", free_port()
 
@@ -69,4 +69,4 @@ def test_torchrun_on_each_node_trains_as_one_machine_does(
     with ThreadPoolExecutor() as both:
         first, second = both.map(on, (0, 1))
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
-    assert_as_if_nothing_had_happened(run, whole)
+    assert_as_if_nothing_had_happened(run, whole_of_four)

@@ -12,7 +12,7 @@ from tests.distributed.conftest import Inputs
 from tests.slurm.cluster import Cluster, until
 from tests.slurm.jobs import Job, assert_as_if_nothing_had_happened, held, settings
 
-NODES = ("slurm.nodes=2", "slurm.gpus_per_node=2", "slurm.cpus_per_rank=1")
+NODES = ("slurm.nodes=2", "slurm.gpus_per_node=1", "slurm.cpus_per_rank=1")
 
 
 def reranker(cluster: Cluster, *words: str, run: Path, hold: int | None = None) -> subprocess.CompletedProcess[str]:
@@ -47,7 +47,7 @@ def test_what_is_submitted_is_what_runs_however_long_it_waits(
                            f"--wrap=while [ ! -e {later} ]; do sleep 0.2; done").strip()  # fmt: skip
     until(lambda: cluster.job(blocking)["JobState"] == "RUNNING", cluster.logs)
     [job], said = submitted(cluster, inputs, run)
-    assert "batch    8 groups a step = 2 per rank x 4 ranks x 1 micro-batches\n" in said
+    assert "batch    8 groups a step = 2 per rank x 2 ranks x 2 micro-batches\n" in said
     assert job.state == "PENDING"
     # The job is submitted from a checkout, which is not what runs.
     code = run / "jobs" / job.number / "code" / "reranker" / "train" / "main.py"

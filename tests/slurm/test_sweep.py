@@ -22,7 +22,7 @@ def test_a_sweep_runs_as_one_array_and_a_member_that_is_queued_again_goes_on(
     hold = tmp_path / "run"
     words = [
         "train", "--multirun", "hydra/launcher=slurm", f"hydra.sweep.dir={sweep}", "hydra.launcher.nodes=2",
-        "hydra.launcher.gpus_per_node=2", "hydra.launcher.cpus_per_rank=1", *inputs.overrides(run, **settings()),
+        "hydra.launcher.gpus_per_node=1", "hydra.launcher.cpus_per_rank=2", *inputs.overrides(run, **settings()),
         f"optim.lr={','.join(RATES)}",
     ]  # fmt: skip
     done = cluster.on("ctl", sys.executable, "-m", "reranker", *words, **held(hold, 3))

@@ -1,6 +1,7 @@
-"""Trainings as SLURM jobs of two nodes with two ranks each, hurt in every way that a cluster has.
+"""Trainings as SLURM jobs of two nodes, hurt in every way that a cluster has.
 
-Each must go on by itself and end as the same training does on one machine that nothing happens to.
+Each must go on by itself and end as the same training does on one machine that nothing happens to. What is not about
+the ranks of a node has one rank on each: a rank takes longer to start than to train a tiny model.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from tests.slurm.cluster import Cluster, until
 from tests.slurm.jobs import Submitted, assert_as_if_nothing_had_happened, settings
 
 
-def test_two_nodes_train_as_one_machine_does(cluster: Cluster, inputs: Inputs, whole: Path, tmp_path: Path) -> None:
-    job = Submitted(cluster, inputs, tmp_path)
+def test_two_nodes_train_as_one_machine_does(
+    cluster: Cluster, inputs: Inputs, whole_of_four: Path, tmp_path: Path
+) -> None:
+    job = Submitted(cluster, inputs, tmp_path, ranks=2)
     job.ended()
-    assert_as_if_nothing_had_happened(job.run, whole)
+    assert_as_if_nothing_had_happened(job.run, whole_of_four)
     kept = job.run / "jobs" / job.number
     assert sorted(path.name for path in (kept / "restart-0").iterdir()) == [f"rank-{rank:05d}.log" for rank in range(4)]
     assert (kept / "code" / "reranker" / "train" / "loop.py").is_file()
@@ -57,16 +60,16 @@ def is_rank(pid: int, rank: int) -> bool:
 
 
 def test_a_killed_rank_is_told_and_the_job_goes_on(
-    cluster: Cluster, inputs: Inputs, whole: Path, tmp_path: Path
+    cluster: Cluster, inputs: Inputs, whole_of_four: Path, tmp_path: Path
 ) -> None:
-    job = Submitted(cluster, inputs, tmp_path, hold=5)
+    job = Submitted(cluster, inputs, tmp_path, hold=5, ranks=2)
     job.is_held()
     (rank,) = [pid for pid in naming(str(job.run)) if is_rank(pid, 2)]
     os.kill(rank, signal.SIGKILL)
     job.ended()
     assert job.restarts == 1
     assert "for the 1. time behind step-" in job.out.read_text()
-    assert_as_if_nothing_had_happened(job.run, whole)
+    assert_as_if_nothing_had_happened(job.run, whole_of_four)
 
 
 def test_a_cancelled_job_ends_for_good(cluster: Cluster, inputs: Inputs, tmp_path: Path) -> None:
@@ -95,9 +98,12 @@ def test_a_mistake_ends_the_job_with_one_line(cluster: Cluster, inputs: Inputs, 
 def test_a_job_at_its_time_limit_is_queued_again_and_goes_on(
     cluster: Cluster, inputs: Inputs, whole: Path, tmp_path: Path
 ) -> None:
-    # SLURM looks at limits every half minute: the signal comes between 75 and 105 s after the start.
-    job = Submitted(cluster, inputs, tmp_path, hold=3, time="2", signal="B:USR1@20")
+    # A limit is a number of minutes, and SLURM looks at it every half minute: it is set where the signal, 90 s before
+    # it, is due at the next look, and the end at none before that.
+    job = Submitted(cluster, inputs, tmp_path, hold=3, time="60", signal="B:USR1@90")
     job.is_held()
+    minutes = job.seconds() // 60 + 2
+    cluster.run("scontrol", "update", f"JobId={job.number}", f"TimeLimit={minutes}")
     job.is_asked_to_stop()
     job.release()
     job.ended()
@@ -129,7 +135,7 @@ def test_a_training_on_a_node_that_was_cut_off_writes_no_checkpoint_once_another
 ) -> None:
     alone = tmp_path / "alone"
     train(2, inputs.overrides(alone, **settings()))
-    job = Submitted(cluster, inputs, tmp_path, hold=2, nodes="1")
+    job = Submitted(cluster, inputs, tmp_path, hold=2, ranks=2, nodes="1")
     job.is_held()
     node = cluster.job(job.number)["NodeList"]
     cluster.cut(node)

@@ -177,6 +177,15 @@ def test_during_the_warm_up_every_negative_is_random() -> None:
         assert own(groups, 7, show(groups, 7, progress=progress, warmup=0.1)[1:]) == 2
 
 
+def test_behind_the_warm_up_random_negatives_become_fewer_in_a_line() -> None:
+    choice = Choice(9, warmup=0.2, random=0.25, decay=0.4)
+    counts = [choice.random_count(progress, 8) for progress in (0.0, 0.19, 0.2, 0.3, 0.4, 0.5, 0.599, 0.6, 1.0)]
+    assert counts == [8, 8, 8, 6, 5, 4, 2, 2, 2]
+    groups = make(50)
+    for progress, drawn in ((0.0, 4), (0.25, 3), (0.5, 2), (0.75, 1), (1.0, 0)):
+        assert own(groups, 7, show(groups, 7, progress=progress, group_size=5, decay=1.0)[1:]) == 4 - drawn
+
+
 def test_random_negatives_reach_all_groups_and_all_their_passages() -> None:
     groups = make(10, positives=2, negatives=2)
     drawn = {passage for epoch in range(300) for passage in show(groups, 3, epoch, random=1.0)[1:]}

@@ -366,6 +366,12 @@ def test_the_recipe_is_not_called_its_own_without_the_difference() -> None:
         ({"group_size": 5, "short_groups": "error", "negatives": {"warmup": 0.1, "random": 0.1}},
          "The loss sees 5 passages of each at a time, 1 positive and 4 negative. "
          "In the first 10% of the training all negatives are random passages of other groups, afterwards none of the 4."),
+        ({"group_size": 5, "short_groups": "error", "negatives": {"warmup": 0.1, "decay": 0.5}},
+         "The loss sees 5 passages of each at a time, 1 positive and 4 negative. In the first 10% of the training all "
+         "negatives are random passages of other groups, over 50% of it they become fewer, then none of the 4."),
+        ({"group_size": 5, "positives": 2, "short_groups": "error"},
+         "The loss sees 5 passages of each at a time, up to 2 positive and 3 negative. Where a group has fewer "
+         "positives, negatives take their places."),
         ({"group_size": 5, "short_groups": "error", "negatives": {"random": 1.0}},
          "The loss sees 5 passages of each at a time, 1 positive and 4 negative. "
          "All negatives are random passages of other groups."),

@@ -257,6 +257,22 @@ def test_an_objective_is_the_weighted_sum_of_its_losses() -> None:
     )
 
 
+def test_a_temperature_of_the_scores_is_one_of_the_losses_by_label_alone() -> None:
+    scores_GP, labels_GP = batch(5, 4)
+    teacher_GP = batch(5, 4, seed=1, teacher=True)[1]
+    rest = every(labels_GP)
+
+    def found(by_label: str, labels: float, temperature: float, scores_GP: torch.Tensor) -> torch.Tensor:
+        objective = Objective(labels, 2.0, by_label=by_label, by_teacher="mse", score_temperature=temperature)
+        return objective(scores_GP, labels_GP > 0, teacher_GP, *rest)
+
+    for name in ("listwise", *BY_LABEL):
+        of_labels = found(name, 1.0, 0.05, scores_GP) - found(name, 0.0, 0.05, scores_GP)
+        divided = found(name, 1.0, 1.0, scores_GP / 0.05) - found(name, 0.0, 1.0, scores_GP / 0.05)
+        torch.testing.assert_close(of_labels, divided)
+    torch.testing.assert_close(found("listwise", 0.0, 0.05, scores_GP), found("listwise", 0.0, 1.0, scores_GP))
+
+
 def test_names_and_weights_of_more_losses_are_checked() -> None:
     assert loss_weights(LossConfig(more={"ranknet": 0.5, "mse": 2.0})) == (1.5, 2.0)
     with pytest.raises(UserError, match=r"^loss\.more: found ranknett, expected one of .*; did you mean ranknet\?$"):
