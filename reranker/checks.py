@@ -167,9 +167,14 @@ def check_train(config: TrainConfig) -> None:
                         "set data.negatives.warmup and decay to 0, and a smaller data.negatives.random")  # fmt: skip
     if not by_label and not by_teacher:
         raise UserError("loss.labels", "0, as loss.distillation", "a weight above 0 for one of them", "change one")
-    for name in ("temperature", "score_temperature"):
-        if not 0 < getattr(config.loss, name) < math.inf:
-            raise UserError(f"loss.{name}", str(getattr(config.loss, name)), "a number above 0", "change the value")
+    temperatures = {
+        "loss.temperature": config.loss.temperature,
+        "loss.score_temperature": config.loss.score_temperature,
+        "data.negatives.score_temperature": data.negatives.score_temperature,
+    }
+    for key, temperature in temperatures.items():
+        if temperature is not None and not 0 < temperature < math.inf:
+            raise UserError(key, str(temperature), "a number above 0", "change the value")
     most = data.group_size * data.max_length
     if batch.tokens != "auto" and (not isinstance(batch.tokens, int) or isinstance(batch.tokens, bool)):
         raise UserError("batch.tokens", shorten(batch.tokens), "a number or auto", "say batch.tokens=8192, for example")

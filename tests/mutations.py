@@ -105,6 +105,11 @@ MUTATIONS = [
         "tests/unit/test_choose.py::test_behind_the_warm_up_random_negatives_become_fewer_in_a_line",
     ),
     Mutation(
+        "a draw by scores does not look at them", "data/choose.py",
+        "return scores[place] / temperature - math.log", "return -math.log",
+        "tests/unit/test_choose.py::test_negatives_come_as_often_as_their_scores_say",
+    ),
+    Mutation(
         "every pass begins with the first positives", "data/choose.py",
         "turn((pass_ * count + place) % positives)", "turn(place)",
         "tests/unit/test_choose.py::test_several_positives_stand_first_and_take_turns",

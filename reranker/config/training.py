@@ -47,6 +47,8 @@ class NegativesConfig:
     """Share of a group's negatives that stay random afterwards; the others are the group's own"""
     hardest: Optional[int] = None
     """Choose among the first n of a group's own negatives only; null: among all"""
+    score_temperature: Optional[float] = None
+    """Draw own negatives by their neg_scores, in proportion to exp(score / this); null: all in turn"""
 
 
 @dataclass

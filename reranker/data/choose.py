@@ -2,21 +2,22 @@
 
 In: hashes of the passages, as the index of a shard holds them. Out: references to passages; nothing is read, so
 that a plan can count tokens of what will be shown. Positives take turns from pass to pass. A group's own
-negatives are dealt from a keyed permutation, so that over the passes all are visited before one repeats. Random
-negatives are passages of the group's neighbours, the groups that are shuffled together with it and so lie in
-shards that are read anyhow. Nothing depends on rank, worker or earlier groups.
+negatives are dealt from a keyed permutation, so that over the passes all are visited before one repeats, or drawn by
+their scores. Random negatives are passages of the group's neighbours, the groups that are shuffled together with it and
+so lie in shards that are read anyhow. Nothing depends on rank, worker or earlier groups.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from reranker.data.index import GroupTexts
 from reranker.data.permutation import Permutation, keyed
 from reranker.errors import UserError
 
-_POSITIVE, _NEGATIVE, _RANDOM = 11, 12, 13
+_POSITIVE, _NEGATIVE, _RANDOM, _SCORED = 11, 12, 13, 14
 _TRIES = 16
 
 
@@ -37,6 +38,7 @@ class Choice:
     hardest: int | None = None
     positives: int = 1
     decay: float = 0.0
+    score_temperature: float | None = None
 
     def random_count(self, progress: float, places: int) -> int:
         """Random ones among `places` negatives when `progress` of the training (0 to 1) is done."""
@@ -93,15 +95,22 @@ def choose(
 
     Returns: `group_size` passages; fewer only with short_groups="shrink". Where the group has fewer positives than are
     shown, negatives take their places.
-    Raises: UserError with short_groups="error" where negatives are missing.
+    Raises: UserError with short_groups="error" where negatives are missing, with score_temperature where scores are.
     """
     count = len(group.pos)
     positives = _next(count, min(count, choice.positives), number, seed, pass_)
     places = choice.group_size - len(positives)
     wanted = choice.random_count(progress, places) if neighbours.count > 1 else 0
     drawn = _random_negatives(group, number, wanted, seed, pass_, neighbours)
-    own = len(group.neg[: choice.hardest])
-    negatives = [Shown(None, count + place) for place in _dealt(own, places - len(drawn), number, seed, pass_)] + drawn
+    own, wanted = len(group.neg[: choice.hardest]), places - len(drawn)
+    if choice.score_temperature is None:
+        dealt = _dealt(own, wanted, number, seed, pass_)
+    elif group.neg_scores is None:
+        raise UserError(name, "a group without neg_scores", "scores of its negatives, by which they are drawn",
+                        "mine with teacher=..., pack again, or say data.negatives.score_temperature=null")  # fmt: skip
+    else:
+        dealt = _by_scores(group.neg_scores[:own], choice.score_temperature, wanted, number, seed, pass_)
+    negatives = [Shown(None, count + place) for place in dealt] + drawn
     if len(negatives) < places:
         if choice.short_groups == "error":
             raise UserError(
@@ -130,6 +139,21 @@ def _dealt(negatives: int, count: int, number: int, seed: int, pass_: int) -> li
     deal = Permutation(negatives, seed, _NEGATIVE, number, pass_ // hands)
     first = pass_ % hands * count
     return [deal((first + place) % negatives) for place in range(count)]
+
+
+def _by_scores(
+    scores: Sequence[float], temperature: float, count: int, number: int, seed: int, pass_: int
+) -> list[int]:
+    """`count` places (all, if there are no more), drawn one after another in proportion to exp(score / temperature).
+
+    Without replacement, by the largest of score / temperature + Gumbel noise (Kool et al., 2019).
+    """
+
+    def perturbed(place: int) -> float:
+        uniform = ((keyed(seed, _SCORED, pass_, number, place) >> 11) + 0.5) / 2**53
+        return scores[place] / temperature - math.log(-math.log(uniform))
+
+    return sorted(range(len(scores)), key=perturbed, reverse=True)[:count]
 
 
 def _random_negatives(

@@ -4,6 +4,7 @@
     first                  place of each group's first text in the columns below, G + 1 of them
     positives              positives of each group, G
     hash                   64 bits of each text, T: a group's query, its positives, its negatives
+    score                  of each text, T, the neg_scores of a negative, else NaN; only where some group has any
 
 The hash tells equal passages apart from different ones, so that the choice of passages is a pure function of
 the index. Column order and widths are the file's form; `SCHEMA` of the manifest stands for them.
@@ -12,6 +13,7 @@ the index. Column order and widths are the file's form; `SCHEMA` of the manifest
 from __future__ import annotations
 
 import hashlib
+import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,10 +35,11 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class GroupTexts:
-    """Hashes of one group's passages: equal hashes, equal passages."""
+    """Hashes of one group's passages: equal hashes, equal passages. `neg_scores`: None where it has none."""
 
     pos: tuple[int, ...]
     neg: tuple[int, ...]
+    neg_scores: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class ShardIndex:
     first: np.ndarray
     positives: np.ndarray
     hash: np.ndarray
+    score: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.offset)
@@ -63,7 +67,12 @@ class ShardIndex:
         start, end = int(self.first[index]) + 1, int(self.first[index + 1])
         hashes = self.hash[start:end].tolist()
         positives = int(self.positives[index])
-        return GroupTexts(tuple(hashes[:positives]), tuple(hashes[positives:]))
+        scores = None if self.score is None else self.score[start + positives : end]
+        if scores is not None and np.isnan(scores).any():
+            scores = None
+        return GroupTexts(
+            tuple(hashes[:positives]), tuple(hashes[positives:]), None if scores is None else tuple(scores.tolist())
+        )
 
 
 class IndexBuilder:
@@ -71,6 +80,8 @@ class IndexBuilder:
 
     def __init__(self) -> None:
         self._columns: dict[str, list[int]] = {name: [] for name in _TYPES}
+        self._scores: list[float] = []
+        self._scored = False
 
     def add(self, group: Group, offset: int, content: bytes) -> None:
         """The next member: its group and where in the tar its bytes `content` lie."""
@@ -81,12 +92,18 @@ class IndexBuilder:
         columns["first"].append(len(columns["hash"]))
         columns["positives"].append(len(group.pos))
         columns["hash"].extend(map(text_hash, (group.prompted_query, *group.pos, *group.neg)))
+        self._scores += [math.nan] * (1 + len(group.pos))
+        self._scores += group.neg_scores or [math.nan] * len(group.neg)
+        self._scored |= group.neg_scores is not None
 
     def save(self, path: Path) -> None:
         """Write the index. The same members write the same bytes."""
         columns = {**self._columns, "first": [*self._columns["first"], len(self._columns["hash"])]}
+        arrays = {name: np.array(columns[name], type_) for name, type_ in _TYPES.items()}
+        if self._scored:
+            arrays["score"] = np.array(self._scores, np.float32)
         # Not save_file, which makes a file that its owner alone can read.
-        path.write_bytes(save({name: np.array(columns[name], type_) for name, type_ in _TYPES.items()}))
+        path.write_bytes(save(arrays))
 
 
 def load_index(content: bytes) -> ShardIndex:

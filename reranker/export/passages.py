@@ -43,6 +43,8 @@ def sentences(data: Mapping[str, Any]) -> list[str]:
         said.append(f"Random passages of other groups make up {random} of the {most}{places} negatives.")
     if hardest := negatives.get("hardest"):
         said.append(f"Of a group's own negatives only the first {hardest} are used.")
+    if temperature := negatives.get("score_temperature"):
+        said.append(f"Own negatives are drawn in proportion to exp(score / {temperature:g}).")
     return said
 
 
@@ -54,6 +56,7 @@ def rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
         "decay": ("random negatives become fewer", "over {:g} of the training"),
         "random": ("random negatives", "{:g} of a group's"),
         "hardest": ("own negatives", "the first {} of a group"),
+        "score_temperature": ("own negatives", "drawn by their scores / {:g}"),
     }
     found = [(name, form.format(negatives[key])) for key, (name, form) in forms.items()
              if negatives.get(key, getattr(usual, key)) != getattr(usual, key)]  # fmt: skip

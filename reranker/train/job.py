@@ -117,7 +117,7 @@ def open_data(config: TrainConfig, tokenizer: PairTokenizer) -> DataSet:
         sources.append(Source(name, manifest, ShardReader(directory, manifest, cache, data.retries), weight))
     choice = Choice(
         data.group_size, data.short_groups.value, data.negatives.warmup, data.negatives.random, data.negatives.hardest,
-        data.positives, data.negatives.decay,
+        data.positives, data.negatives.decay, data.negatives.score_temperature,
     )  # fmt: skip
     positions = make_mixture(sources).positions
     in_all = min(config.train.epochs * positions, _steps(config, positions) * config.batch.groups)

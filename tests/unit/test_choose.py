@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from typing import Any
@@ -214,6 +215,48 @@ def test_where_no_other_passage_can_be_drawn_the_groups_own_negatives_stand_in()
     alike = [Group("q", ("p",), ("n0", "n1"))] * 3
     assert sorted(show(alike, 0, random=1.0)[1:]) == ["n0", "n1"]
     assert sorted(show([alike[0]], 0, random=1.0)[1:]) == ["n0", "n1"]
+
+
+def scored(scores: tuple[float, ...] | None, pass_: int, **choice: Any) -> list[int]:
+    """The places of the negatives that a group of so many scored negatives shows."""
+    group = GroupTexts((0,), tuple(range(1, 7)), scores)
+    neighbours = Neighbours(1, 0, lambda place: group)
+    settings_ = Choice(**{"group_size": 3, "score_temperature": 0.5, **choice})
+    shown = choose(group, 5, neighbours, seed=42, pass_=pass_, progress=1.0, choice=settings_, name="group 5")
+    assert [passage.positive for passage in shown] == [True] + [False] * (len(shown) - 1)
+    return [passage.passage - 1 for passage in shown[1:]]
+
+
+def test_negatives_come_as_often_as_their_scores_say() -> None:
+    scores, passes = (1.0, 0.5, 0.0, -0.5, 2.0, 0.5), 20_000
+    first = Counter(scored(scores, pass_)[0] for pass_ in range(passes))
+    weights = [math.exp(score / 0.5) for score in scores]
+    for place, weight in enumerate(weights):
+        share = weight / sum(weights)
+        assert first[place] / passes == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / passes))
+    # The second one is drawn among those that are left.
+    second = Counter(places[1] for pass_ in range(passes) if (places := scored(scores, pass_))[0] == 4)
+    left = sum(weights) - weights[4]
+    for place in (0, 1, 2, 3, 5):
+        share = weights[place] / left
+        assert second[place] / first[4] == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / first[4]))
+
+
+def test_a_draw_by_scores_keeps_to_the_hardest_and_shows_nothing_twice() -> None:
+    scores = (0.1, 0.2, 0.3, 0.1, 9.0, 9.0)
+    for pass_ in range(50):
+        assert sorted(scored(scores, pass_, hardest=4, group_size=5)) == [0, 1, 2, 3]
+        assert len(set(scored(scores, pass_, group_size=5))) == 4
+    assert {place for pass_ in range(50) for place in scored(scores, pass_, hardest=3)} == {0, 1, 2}
+
+
+def test_a_draw_by_scores_wants_scores() -> None:
+    with pytest.raises(UserError) as caught:
+        scored(None, 0)
+    assert str(caught.value) == (
+        "group 5: found a group without neg_scores, expected scores of its negatives, by which they are drawn; mine "
+        "with teacher=..., pack again, or say data.negatives.score_temperature=null"
+    )
 
 
 def test_hardest_keeps_to_the_first_negatives() -> None:

@@ -99,6 +99,7 @@ def test_the_defaults_are_accepted() -> None:
         ("data.negatives.random", -0.1),
         ("data.negatives.decay", 1.1),
         ("loss.score_temperature", 0.0),
+        ("data.negatives.score_temperature", -1.0),
         ("data.negatives.hardest", 0),
         ("batch.groups", 0),
         ("batch.per_gpu", 0),

@@ -470,6 +470,19 @@ def test_several_positives_of_a_group_come_first_and_are_marked(workers: int, to
                 assert not set(texts[count:]) & set(group.pos)
 
 
+def test_scores_of_negatives_are_in_the_index_and_draw_them(tokenizer: Any, tmp_path: Path) -> None:
+    scores = (0.5, 8.0, -1.0, 0.25)
+    groups = [Group(f"q{n}", ("p",), tuple(f"n{n} {i}" for i in range(4)), (1.0,), scores) for n in range(12)]
+    pack(groups, tmp_path / "shards", {"name": "groups.jsonl"}, groups_per_shard=5)
+    data = data_set(tmp_path / "shards", tokenizer, random=0.0, warmup=0.0, score_temperature=0.25)
+    for taken in steps_of(data, per_gpu=4):
+        for position in taken.step.positions:
+            place = data.locate(taken.step.epoch, position)
+            assert place.reader.texts(place.shard, place.index).neg_scores == scores
+            texts = data.passages(place, place.reader.group(place.shard, place.index), taken.step).texts
+            assert texts[1].endswith(" 1")  # exp(7.5 / 0.25) times as likely as the next one
+
+
 def test_pairs_are_in_one_row_and_padded_on_the_right_to_the_longest() -> None:
     groups = [[Pair([5, 6, 7], [0, 0, 1]), Pair([8], [0])], [Pair([9, 10], [0, 1])]]
     batch = collate(groups, [4, 9], passages=2, pad_id=1)
