@@ -44,10 +44,19 @@ def loss_weights(loss: LossConfig) -> tuple[float, float]:
     )
 
 
-def _knows_one_positive(loss: LossConfig) -> bool:
-    """Whether listwise cross-entropy, whose target is one passage of the group, is a part of the loss."""
-    listwise = LabelLoss.listwise
-    return bool((loss.by_label is listwise and loss.labels) or (loss.more or {}).get(listwise.value))
+OF_ONE_POSITIVE = (LabelLoss.listwise, LabelLoss.listmle, LabelLoss.plistmle)
+"""Losses that want one positive: their target is one passage, or an order, in which equal passages are not equal."""
+
+
+def _check_several_positives(positives: int, loss: LossConfig) -> None:
+    expected = "a loss that knows several positives"
+    if loss.labels and loss.by_label in OF_ONE_POSITIVE:
+        raise UserError("loss.by_label", f"{loss.by_label.value} with data.positives={positives}", expected,
+                        "say loss.by_label=multi_positive, for example")  # fmt: skip
+    for one in OF_ONE_POSITIVE:
+        if (loss.more or {}).get(one.value):
+            raise UserError("loss.more", f"{one.value} with data.positives={positives}", expected,
+                            f"leave {one.value} out of loss.more")  # fmt: skip
 
 
 def accumulation(groups: int, per_gpu: int, world: int) -> int:
@@ -157,9 +166,8 @@ def check_train(config: TrainConfig) -> None:
         raise UserError("data.positives", str(data.positives), f"less than data.group_size = {data.group_size}, as a "
                         "positive is told from negatives", "lower it or raise data.group_size")  # fmt: skip
     by_label, by_teacher = loss_weights(config.loss)
-    if data.positives > 1 and _knows_one_positive(config.loss):
-        raise UserError("loss.by_label", f"listwise with data.positives={data.positives}", "a loss that knows several "
-                        "positives", "say loss.by_label=multi_positive, for example")  # fmt: skip
+    if data.positives > 1:
+        _check_several_positives(data.positives, config.loss)
     least = data.group_size - data.positives
     only_random = any(round(data.negatives.random * n) == n for n in range(least, data.group_size))
     if not by_label and (data.negatives.warmup or data.negatives.decay or only_random):

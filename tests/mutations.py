@@ -105,6 +105,16 @@ MUTATIONS = [
         "tests/unit/test_choose.py::test_behind_the_warm_up_random_negatives_become_fewer_in_a_line",
     ),
     Mutation(
+        "a training does not run in the chunks that it is told to", "train/job.py",
+        "chunk_tokens=job.config.batch.chunk_tokens,", "chunk_tokens=None,",
+        "tests/distributed/test_precision.py::test_fp16_and_bf16_follow_fp32_in_chunks[fp16]",
+    ),
+    Mutation(
+        "a checkpoint from before a setting was there is refused", "train/resume.py",
+        "return {**usual, **value} if isinstance(usual, dict) else value", "return value",
+        "tests/unit/test_resume.py::test_a_setting_that_a_checkpoint_does_not_know_has_its_default",
+    ),
+    Mutation(
         "a draw by scores does not look at them", "data/choose.py",
         "return scores[place] / temperature - math.log", "return -math.log",
         "tests/unit/test_choose.py::test_negatives_come_as_often_as_their_scores_say",
@@ -362,7 +372,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a replay scales the gradient as if there were one rank", "train/replay.py",
-        "norm = gradient.add(loss * (job.world / step.groups))", "norm = gradient.add(loss / step.groups)",
+        "share=job.world / step.groups,", "share=1 / step.groups,",
         "tests/distributed/test_replay.py::test_the_step_behind_a_checkpoint_has_the_loss_and_the_norm_that_its_ranks_recorded[packed]",
     ),
     Mutation(

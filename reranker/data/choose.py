@@ -29,6 +29,9 @@ class Choice:
         warmup: share of the training in which all negatives are random.
         decay: share of the training, behind that, over which they become fewer.
         random: share of random negatives afterwards.
+        hardest: own negatives that count, from the first on; None: all.
+        positives: those shown at once, at most.
+        score_temperature: own negatives are drawn in proportion to exp(score / this); None: they take turns.
     """
 
     group_size: int
@@ -84,6 +87,7 @@ def choose(
     pass_: int,
     progress: float,
     choice: Choice,
+    scores: Callable[[], Sequence[float]] | None = None,
     name: object = "group",
 ) -> list[Shown]:
     """The passages of a group in a pass, its positives first.
@@ -91,11 +95,12 @@ def choose(
     Args:
         number: the group's place in its source, which keys its choice.
         progress: share of the training behind this group.
+        scores: gives those of its negatives, which `score_temperature` wants.
         name: what an error calls the group.
 
     Returns: `group_size` passages; fewer only with short_groups="shrink". Where the group has fewer positives than are
     shown, negatives take their places.
-    Raises: UserError with short_groups="error" where negatives are missing, with score_temperature where scores are.
+    Raises: UserError with short_groups="error" where negatives are missing.
     """
     count = len(group.pos)
     positives = _next(count, min(count, choice.positives), number, seed, pass_)
@@ -105,11 +110,9 @@ def choose(
     own, wanted = len(group.neg[: choice.hardest]), places - len(drawn)
     if choice.score_temperature is None:
         dealt = _dealt(own, wanted, number, seed, pass_)
-    elif group.neg_scores is None:
-        raise UserError(name, "a group without neg_scores", "scores of its negatives, by which they are drawn",
-                        "mine with teacher=..., pack again, or say data.negatives.score_temperature=null")  # fmt: skip
     else:
-        dealt = _by_scores(group.neg_scores[:own], choice.score_temperature, wanted, number, seed, pass_)
+        assert scores is not None, "negatives are drawn by their scores"
+        dealt = _by_scores(scores()[:own], choice.score_temperature, wanted, number, seed, pass_)
     negatives = [Shown(None, count + place) for place in dealt] + drawn
     if len(negatives) < places:
         if choice.short_groups == "error":

@@ -139,7 +139,8 @@ class DataSet:
         )
         return choose(
             reader.texts(place.shard, place.index), number, neighbours, seed=self._seed_of(place.source),
-            pass_=place.pass_, progress=self.progress(step), choice=self.choice, name=place.name,
+            pass_=place.pass_, progress=self.progress(step), choice=self.choice,
+            scores=lambda: reader.neg_scores(place.shard, place.index), name=place.name,
         )  # fmt: skip
 
     def passages(self, place: Place, group: Group, step: Step) -> Passages:

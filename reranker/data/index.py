@@ -4,14 +4,16 @@
     first                  place of each group's first text in the columns below, G + 1 of them
     positives              positives of each group, G
     hash                   64 bits of each text, T: a group's query, its positives, its negatives
-    score                  of each text, T, the neg_scores of a negative, else NaN; only where some group has any
+    score                  of each text, T, the neg_scores of a negative, else NaN; not there where no group has any
 
 The hash tells equal passages apart from different ones, so that the choice of passages is a pure function of
-the index. Column order and widths are the file's form; `SCHEMA` of the manifest stands for them.
+the index. The widths of the columns are the file's form; `SCHEMA` of the manifest stands for
+them. What a reader does not know it leaves alone.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 import zlib
@@ -35,11 +37,10 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class GroupTexts:
-    """Hashes of one group's passages: equal hashes, equal passages. `neg_scores`: None where it has none."""
+    """Hashes of one group's passages: equal hashes, equal passages."""
 
     pos: tuple[int, ...]
     neg: tuple[int, ...]
-    neg_scores: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,14 @@ class ShardIndex:
         start, end = int(self.first[index]) + 1, int(self.first[index + 1])
         hashes = self.hash[start:end].tolist()
         positives = int(self.positives[index])
-        scores = None if self.score is None else self.score[start + positives : end]
-        if scores is not None and np.isnan(scores).any():
-            scores = None
-        return GroupTexts(
-            tuple(hashes[:positives]), tuple(hashes[positives:]), None if scores is None else tuple(scores.tolist())
-        )
+        return GroupTexts(tuple(hashes[:positives]), tuple(hashes[positives:]))
+
+    def neg_scores(self, index: int) -> list[float] | None:
+        """The scores of the negatives of the group at `index`; None where it has none."""
+        assert self.score is not None, "asked of an index without scores"
+        first = int(self.first[index]) + 1 + int(self.positives[index])
+        scores: list[float] = self.score[first : int(self.first[index + 1])].tolist()
+        return None if any(map(math.isnan, scores)) else scores
 
 
 class IndexBuilder:
@@ -101,14 +104,15 @@ class IndexBuilder:
         columns = {**self._columns, "first": [*self._columns["first"], len(self._columns["hash"])]}
         arrays = {name: np.array(columns[name], type_) for name, type_ in _TYPES.items()}
         if self._scored:
-            arrays["score"] = np.array(self._scores, np.float32)
+            arrays["score"] = np.array(self._scores, np.float64)
         # Not save_file, which makes a file that its owner alone can read.
         path.write_bytes(save(arrays))
 
 
 def load_index(content: bytes) -> ShardIndex:
     """The index in the bytes of its file."""
-    return ShardIndex(**load(content))
+    columns = {field.name for field in dataclasses.fields(ShardIndex)}
+    return ShardIndex(**{name: column for name, column in load(content).items() if name in columns})
 
 
 def text_hash(text: str) -> int:

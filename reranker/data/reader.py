@@ -110,6 +110,22 @@ class ShardReader:
         """What the index says of one group's passages."""
         return self.index(shard).group(index)
 
+    def neg_scores(self, shard: int, index: int) -> list[float]:
+        """The scores of one group's negatives, in the index. Raises UserError where there are none."""
+        expected = "scores of its negatives, by which they are drawn"
+        leave = "or say data.negatives.score_temperature=null"
+        if self.index(shard).score is None:
+            raise UserError(
+                self.location(shard), "an index without neg_scores", expected,
+                f"give its groups neg_scores (reranker mine teacher=...) and pack or index them again, {leave}",
+            )  # fmt: skip
+        if (found := self.index(shard).neg_scores(index)) is None:
+            raise UserError(
+                self.name(shard, index), "a group without neg_scores", expected,
+                f"add them (reranker mine teacher=...) and pack again, {leave}",
+            )  # fmt: skip
+        return found
+
     def index(self, shard: int) -> ShardIndex:
         """The index of a shard, whose tar need not be there. Raises UserError."""
         self._check_process()

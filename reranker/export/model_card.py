@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from reranker.config.common import LabelLoss, TeacherLoss
 from reranker.data.tokenize import Contract
 from reranker.export import passages
 from reranker.export.performance import Performance
@@ -24,6 +25,19 @@ LICENSES = {
     "FacebookAI/xlm-roberta-large": "mit",
 }
 """Licenses of base models as their own cards state them."""
+
+_LOSSES = {
+    "listwise": "cross-entropy over the scores of each group, the positive being the target",
+    "multi_positive": "cross-entropy of each positive of a group among itself and the negatives",
+    "pointwise": "binary cross-entropy of each passage",
+    "ranknet": "RankNet over the pairs of a positive and a negative",
+    "lambdaloss": "LambdaLoss (NDCG-Loss2++)",
+    "listmle": "ListMLE",
+    "plistmle": "position-aware ListMLE",
+    "kl": "divergence from the softmax of a teacher's scores",
+    "mse": "mean squared difference from a teacher's scores",
+    "margin_mse": "mean squared difference from a teacher's margins",
+}
 
 METRICS = {"has_right_in_contexts": "has-right-in-contexts", "mrr": "MRR", "ndcg@10": "nDCG@10"}
 """Metrics of a report's rows and their names in the table."""
@@ -163,15 +177,19 @@ def _training(facts: CardFacts) -> str:
 
 
 def _loss(settings: dict[str, Any]) -> str:
-    labels, distillation = settings.get("labels", 1.0), settings.get("distillation", 0.0)
+    weights = {
+        settings.get("by_label", LabelLoss.listwise.value): settings.get("labels", 1.0),
+        settings.get("by_teacher", TeacherLoss.kl.value): settings.get("distillation", 0.0),
+    }
+    temperatures = {LabelLoss: settings.get("score_temperature", 1.0), TeacherLoss: settings.get("temperature", 1.0)}
     parts = []
-    if labels:
-        weight = "" if labels == 1 else f"{labels:g} x "
-        parts.append(f"{weight}cross-entropy over the scores of each group, the positive being the target")
-    if distillation:
-        weight = "" if distillation == 1 else f"{distillation:g} x "
-        at = f" at temperature {settings.get('temperature', 1.0):g}"
-        parts.append(f"{weight}divergence from the softmax of a teacher's scores{at}")
+    for name, weight in (*weights.items(), *sorted((settings.get("more") or {}).items())):
+        if weight:
+            of_labels = name in LabelLoss.__members__
+            temperature = temperatures[LabelLoss if of_labels else TeacherLoss]
+            whose = "the scores" if of_labels else "the teacher's scores"
+            divided = "" if temperature == 1 else f", {whose} divided by {temperature:g}"
+            parts.append(f"{'' if weight == 1 else f'{weight:g} x '}{_LOSSES[name]}{divided}")
     return " + ".join(parts)
 
 

@@ -23,24 +23,27 @@ def sentences(data: Mapping[str, Any]) -> list[str]:
     short, negatives = _short(data), data.get("negatives") or {}
     most = "at most " if short is ShortGroups.shrink else ""
     several = "1 positive" if positives == 1 else f"up to {positives} positive"
-    said = [f"The loss sees {most}{size} passages of each at a time, {several} and {most}{places} negative."]
+    least = f"{most}{places}" if positives == 1 else f"at least {places}"
+    said = [f"The loss sees {most}{size} passages of each at a time, {several} and {least} negative."]
     if positives > 1:
         said.append("Where a group has fewer positives, negatives take their places.")
-    if places > 1 and short is not ShortGroups.error:
+    if size > 2 and short is not ShortGroups.error:
         done = "repeats them" if short is ShortGroups.repeat else "stays smaller"
         said.append(f"A group with fewer negatives {done}.")
-    warmup, choice = negatives.get("warmup", 0.0), Choice(size, random=negatives.get("random", 0.0))
-    random = choice.random_count(1.0, places)
-    decay = negatives.get("decay", 0.0)
-    if warmup >= 1 or random == places:
+    warmup, decay, random = (negatives.get(name, 0.0) for name in ("warmup", "decay", "random"))
+    choice = Choice(size, random=random)
+    # Groups of fewer positives have more places for negatives.
+    drawn = {count: choice.random_count(1.0, count) for count in range(places, size)}
+    behind = f"{drawn[places] or 'none'} of the {most}{places}" if positives == 1 else f"{100 * random:g}% of them"
+    if warmup >= 1 or all(count == of for of, count in drawn.items()):
         said.append("All negatives are random passages of other groups.")
     elif warmup or decay:
         first = f"In the first {100 * warmup:g}% of the training" if warmup else "At the start of the training"
         then = f"over {100 * decay:g}% of it they become fewer, then" if decay else "afterwards"
-        said.append(f"{first} all negatives are random passages of other groups, {then} {random or 'none'} of the "
-                    f"{most}{places}.")  # fmt: skip
-    elif random:
-        said.append(f"Random passages of other groups make up {random} of the {most}{places} negatives.")
+        said.append(f"{first} all negatives are random passages of other groups, {then} {behind}.")
+    elif any(drawn.values()):
+        of = f"{behind} negatives" if positives == 1 else f"{100 * random:g}% of the negatives"
+        said.append(f"Random passages of other groups make up {of}.")
     if hardest := negatives.get("hardest"):
         said.append(f"Of a group's own negatives only the first {hardest} are used.")
     if temperature := negatives.get("score_temperature"):
@@ -56,10 +59,12 @@ def rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
         "decay": ("random negatives become fewer", "over {:g} of the training"),
         "random": ("random negatives", "{:g} of a group's"),
         "hardest": ("own negatives", "the first {} of a group"),
-        "score_temperature": ("own negatives", "drawn by their scores / {:g}"),
+        "score_temperature": ("own negatives drawn", "by their scores / {:g}"),
     }
     found = [(name, form.format(negatives[key])) for key, (name, form) in forms.items()
              if negatives.get(key, getattr(usual, key)) != getattr(usual, key)]  # fmt: skip
+    if data.get("positives", 1) > 1:
+        found.insert(0, ("positives at once", f"up to {data['positives']}"))
     return found if short is DataConfig.short_groups else [("groups with too few negatives", short.value), *found]
 
 

@@ -89,9 +89,9 @@ def mse(scores_GP: torch.Tensor, worth_GP: torch.Tensor, present_GP: torch.Tenso
 
 
 def margin_mse(scores_GP: torch.Tensor, worth_GP: torch.Tensor, present_GP: torch.Tensor) -> torch.Tensor:
-    """Mean over negatives of the squared difference of margins to the first passage (Hofstätter et al., 2020).
+    """Mean over the other passages of the squared difference of margins to the first (Hofstätter et al., 2020).
 
-    The first passage is the positive; a group without it adds nothing.
+    The first passage is a positive; a group without its score adds nothing.
     """
     margins_GP = (scores_GP[:, :1] - scores_GP) - (worth_GP[:, :1] - worth_GP)
     others_GP = present_GP & present_GP[:, :1]

@@ -115,10 +115,15 @@ def open_data(config: TrainConfig, tokenizer: PairTokenizer) -> DataSet:
         manifest = load_manifest(directory, f"data.shards.{name}" if name else "data.shards")
         check_shards(directory, manifest, digest=data.check is ShardCheck.sha256)
         sources.append(Source(name, manifest, ShardReader(directory, manifest, cache, data.retries), weight))
+    negatives = data.negatives
     choice = Choice(
-        data.group_size, data.short_groups.value, data.negatives.warmup, data.negatives.random, data.negatives.hardest,
-        data.positives, data.negatives.decay, data.negatives.score_temperature,
+        data.group_size, data.short_groups.value, positives=data.positives, warmup=negatives.warmup,
+        decay=negatives.decay, random=negatives.random, hardest=negatives.hardest,
+        score_temperature=negatives.score_temperature,
     )  # fmt: skip
+    if negatives.score_temperature is not None:
+        for source in sources:  # a training that cannot draw by scores ends here and not when it comes to that source
+            source.reader.neg_scores(0, 0)
     positions = make_mixture(sources).positions
     in_all = min(config.train.epochs * positions, _steps(config, positions) * config.batch.groups)
     ghosts = data.bad is BadData["ghost"]

@@ -187,7 +187,8 @@ def train_job(job: Job, ranks: Ranks, begun: Begun | None, told: Iterable[str], 
             if begun is not None:
                 watchdog.beat("loading the checkpoint")
                 load(begun, engine, ranks, job.packed)
-            alone = config.loss.by_label is LabelLoss.listwise and not config.loss.distillation and not config.loss.more
+            softmax = config.loss.by_label in (LabelLoss.listwise, LabelLoss.multi_positive)
+            alone = softmax and not config.loss.distillation and not config.loss.more
             labels = config.loss.labels if alone else None
             # A short training is watched as well: a quarter of its records is enough to tell.
             window = min(config.guards.window, max(10, job.steps // config.train.log_every // 4))

@@ -198,6 +198,7 @@ def _groups(
             query, passages = group.prompted_query, data.passages(place, group, replay.step).texts
         yield GroupResult(
             position=position, member=place.name, rank=rank, micro_batch=index, loss=loss.item(),
-            scores=tuple(scores_GP[row][present_P].tolist()), tokens=int(lengths_GP[row][present_P].sum()),
+            scores=tuple(scores_GP[row][present_P].tolist()), positives=int(batch.positive_GP[row].sum()),
+            tokens=int(lengths_GP[row][present_P].sum()),
             query=query, passages=passages,
         )  # fmt: skip

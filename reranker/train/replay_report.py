@@ -36,6 +36,7 @@ class GroupResult:
 
     Attributes:
         loss: its own part of the objective, not divided by anything; scores: of its passages, the positives first.
+        positives: how many of them answer the query.
         tokens: of its pairs, special tokens included.
         query, passages: its texts as the model read them, where they are asked for.
     """
@@ -46,6 +47,7 @@ class GroupResult:
     micro_batch: int
     loss: float
     scores: tuple[float, ...]
+    positives: int
     tokens: int
     query: str | None = None
     passages: tuple[str, ...] = ()
@@ -125,8 +127,8 @@ def show(replayed: Replayed) -> None:
     for group in shown:
         if group.query is not None:
             print(f"\nposition {group.position}, loss {group.loss:.4f}\n  {'query':8} {group.query}")
-            for score, passage in zip(group.scores, group.passages, strict=True):
-                print(f"  {score:8.3f} {passage}")
+            for place, (score, passage) in enumerate(zip(group.scores, group.passages, strict=True)):
+                print(f"  {score:8.3f} {'+' if place < group.positives else '-'} {passage}")
 
 
 def to_json(replayed: Replayed) -> dict[str, Any]:

@@ -84,13 +84,19 @@ def compare(state: dict[str, Any], job: Job) -> dict[str, tuple[Any, Any]]:
     for key, said in described.items():
         if values[key][0] != values[key][1] and any(words := told_apart(said, described_now[key])):
             values[key] = (f"{values[key][0]} ({words[0]})", f"{values[key][1]} ({words[1]})")
-    defaults = plain(TrainConfig())
     for key in ACCEPTABLE:
         section, _, name = key.partition(".")
         if name and key not in values:
-            before, usual = state["config"].get(section, {}).get(name, defaults[section][name]), defaults[section][name]
-            values[key] = ({**usual, **before} if isinstance(usual, dict) else before, wanted[section][name])
+            values[key] = (stored(state["config"], section, name), wanted[section][name])
     return {key: values[key] for key in ACCEPTABLE if values[key][0] != values[key][1]}
+
+
+def stored(config: dict[str, Any], section: str, name: str) -> Any:
+    """A setting as a checkpoint's config has it; what its version did not know, in a group of settings as well, has its
+    default."""
+    usual = plain(TrainConfig())[section][name]
+    value = config.get(section, {}).get(name, usual)
+    return {**usual, **value} if isinstance(usual, dict) else value
 
 
 def refuse(differences: dict[str, tuple[Any, Any]], accepted: list[str], path: Path) -> None:

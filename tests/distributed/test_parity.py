@@ -124,6 +124,9 @@ def test_losses_of_20_steps_equal_a_plain_float64_loop(
         }
     for run, values in trainings.items():
         train(world, inputs.overrides(run, **values))
+    shares = {run: records(run)[0]["data/useful_token_share"] for run in trainings}
+    # A chunk is padded to its own longest pair.
+    assert shares[tmp_path / "zero0-chunks"] > shares[tmp_path / "zero0-4"]
     for run in trainings:
         steps = records(run)
         losses = torch.tensor([record["train/loss"] for record in steps], dtype=torch.float64)

@@ -100,6 +100,22 @@ def test_fp16_follows_fp32_at_a_scale_that_fits(
     assert 0 < (losses - expected).abs().max() <= DISTANCE
 
 
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_fp16_and_bf16_follow_fp32_in_chunks(
+    inputs: Inputs, in_fp32: list[float], tmp_path: Path, precision: str
+) -> None:
+    scale = {"precision.initial_scale_power": 10} if precision == "fp16" else {}
+    values = fp16(**scale) | {"precision": precision, "batch.packing": "padded"}
+    train(2, inputs.overrides(tmp_path / "run", deepspeed="zero1", **values, **{"batch.chunk_tokens": 200}))
+    losses, expected = torch.tensor(column(tmp_path / "run", "train/loss")), torch.tensor(in_fp32)
+    assert column(tmp_path / "run", "train/skipped") == [0] * STEPS
+    assert 0 < (losses - expected).abs().max() <= DISTANCE
+    # A chunk is padded to its own longest pair, and not to that of the micro-batch.
+    train(2, inputs.overrides(tmp_path / "whole", deepspeed="zero1", **values | {"train.max_steps": 1}))
+    share = "data/useful_token_share"
+    assert column(tmp_path / "run", share)[0] > column(tmp_path / "whole", share)[0]
+
+
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_fp16_overflow_is_skipped_by_all_ranks_alike_and_halves_the_scale(
     inputs: Inputs, tmp_path: Path, stage: int

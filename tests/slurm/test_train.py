@@ -14,7 +14,7 @@ from pathlib import Path
 from reranker.train.checkpoint import DIRECTORY
 from reranker.train.owner import Owner, current
 from tests.distributed.conftest import Inputs
-from tests.distributed.ranks import ROOT, environment, naming, train
+from tests.distributed.ranks import ROOT, environment, naming
 from tests.slurm.cluster import Cluster, until
 from tests.slurm.jobs import Submitted, assert_as_if_nothing_had_happened, settings
 
@@ -131,10 +131,8 @@ def owner(run: Path) -> Owner:
 
 
 def test_a_training_on_a_node_that_was_cut_off_writes_no_checkpoint_once_another_goes_on(
-    cluster: Cluster, inputs: Inputs, tmp_path: Path
+    cluster: Cluster, inputs: Inputs, whole: Path, tmp_path: Path
 ) -> None:
-    alone = tmp_path / "alone"
-    train(2, inputs.overrides(alone, **settings()))
     job = Submitted(cluster, inputs, tmp_path, hold=2, ranks=2, nodes="1")
     job.is_held()
     node = cluster.job(job.number)["NodeList"]
@@ -149,5 +147,5 @@ def test_a_training_on_a_node_that_was_cut_off_writes_no_checkpoint_once_another
         cluster.mend(node)
     assert job.restarts == 1
     assert cluster.job(job.number)["NodeList"] != node
-    assert_as_if_nothing_had_happened(job.run, alone)
+    assert_as_if_nothing_had_happened(job.run, whole)
     until(lambda: len(cluster.idle()) == 2, cluster.logs)

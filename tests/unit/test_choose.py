@@ -217,12 +217,14 @@ def test_where_no_other_passage_can_be_drawn_the_groups_own_negatives_stand_in()
     assert sorted(show([alike[0]], 0, random=1.0)[1:]) == ["n0", "n1"]
 
 
-def scored(scores: tuple[float, ...] | None, pass_: int, **choice: Any) -> list[int]:
+def scored(scores: tuple[float, ...], pass_: int, number: int = 5, seed: int = 42, **choice: Any) -> list[int]:
     """The places of the negatives that a group of so many scored negatives shows."""
-    group = GroupTexts((0,), tuple(range(1, 7)), scores)
+    group = GroupTexts((0,), tuple(range(1, 7)))
     neighbours = Neighbours(1, 0, lambda place: group)
     settings_ = Choice(**{"group_size": 3, "score_temperature": 0.5, **choice})
-    shown = choose(group, 5, neighbours, seed=42, pass_=pass_, progress=1.0, choice=settings_, name="group 5")
+    shown = choose(
+        group, number, neighbours, seed=seed, pass_=pass_, progress=1.0, choice=settings_, scores=lambda: scores
+    )
     assert [passage.positive for passage in shown] == [True] + [False] * (len(shown) - 1)
     return [passage.passage - 1 for passage in shown[1:]]
 
@@ -250,13 +252,12 @@ def test_a_draw_by_scores_keeps_to_the_hardest_and_shows_nothing_twice() -> None
     assert {place for pass_ in range(50) for place in scored(scores, pass_, hardest=3)} == {0, 1, 2}
 
 
-def test_a_draw_by_scores_wants_scores() -> None:
-    with pytest.raises(UserError) as caught:
-        scored(None, 0)
-    assert str(caught.value) == (
-        "group 5: found a group without neg_scores, expected scores of its negatives, by which they are drawn; mine "
-        "with teacher=..., pack again, or say data.negatives.score_temperature=null"
-    )
+def test_a_draw_by_scores_never_changes_and_is_each_groups_own() -> None:
+    scores = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+    assert [scored(scores, pass_) for pass_ in range(3)] == [[3, 4], [2, 5], [3, 0]]
+    draws = {(number, seed): [scored(scores, pass_, number, seed) for pass_ in range(9)]
+             for number in (5, 6) for seed in (42, 43)}  # fmt: skip
+    assert len({str(draw) for draw in draws.values()}) == 4
 
 
 def test_hardest_keeps_to_the_first_negatives() -> None:

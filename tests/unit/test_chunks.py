@@ -120,6 +120,24 @@ def test_more_passes_than_chunks_add_nothing_and_run_the_model_as_often(director
 
 
 @pytest.mark.parametrize("packed", [True, False])
+def test_the_gradient_by_a_score_of_16_bits_is_not_rounded_to_16_bits() -> None:
+    """A loss scale comes behind it: what 16 bits cannot hold before would be lost."""
+    weight = torch.full((1,), 0.5, dtype=torch.float16, requires_grad=True)
+    batch, seen = collate([[pair(4), pair(5)]], [0], 2, 1), []
+
+    def score(pairs: PackedPairs) -> torch.Tensor:
+        return weight * pairs.cu_seqlens.diff()
+
+    def backward(loss: torch.Tensor) -> None:
+        seen.append(loss)
+
+    cut = chunks.split(batch.packed, 5, packed=True)
+    chunks.forward_and_backward(batch, cut, len(cut), objective=Objective(), score=score, backward=backward,
+                                share=1e-9, seed=0)  # fmt: skip
+    assert len(seen) == 2
+    assert all(loss.dtype == torch.float32 and loss.item() != 0 for loss in seen)
+
+
 def test_no_forward_pass_is_larger_than_a_chunk(directory: Path, packed: bool) -> None:
     model, seen = model_of(directory, packed), []
 
@@ -131,15 +149,16 @@ def test_no_forward_pass_is_larger_than_a_chunk(directory: Path, packed: bool) -
     assert max(seen) <= 64 < chunks.cost(some_batch().packed, packed)
 
 
-def test_dropout_draws_alike_in_both_passes_of_a_chunk(directory: Path) -> None:
-    model, given_N = model_of(directory, packed=True, dropout=0.3), []
+@pytest.mark.parametrize("packed", [True, False])  # attention has dropout where it is padded
+def test_dropout_draws_alike_in_both_passes_of_a_chunk(directory: Path, packed: bool) -> None:
+    model, given_N = model_of(directory, packed, dropout=0.3), []
 
     def score(pairs: PackedPairs) -> torch.Tensor:
         scores_N = score_pairs(model, pairs)
         given_N.append(scores_N.detach())
         return scores_N
 
-    scores_GP, _, _ = run(model, some_batch(), 64, True, score=score)
+    scores_GP, _, _ = run(model, some_batch(), 64, packed, score=score)
     first, second = given_N[: len(given_N) // 2], given_N[len(given_N) // 2 :]
     assert torch.cat(first).equal(torch.cat(second))
     assert torch.cat(first).equal(scores_GP.flatten())

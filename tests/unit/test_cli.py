@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra.core.config_store import ConfigStore
 
 from reranker import cli
@@ -264,6 +265,17 @@ def test_flags_may_stand_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "lr: 3.0" in out
     assert "shards: here" in out
+
+
+@pytest.mark.parametrize("recipe", ["demo", "ko_docs", "ko_reranker"])
+def test_the_command_line_has_the_last_word_over_a_recipe(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    model = "bge_reranker_large" if recipe.startswith("demo") else "demo_base"
+    words = [f"model={model}", "precision=bf16", "tracking=none", "deepspeed=zero3_offload"]
+    assert cli.main(["train", f"recipe={recipe}", *words, "--cfg", "job"]) == 0
+    found = yaml.safe_load(capsys.readouterr().out)
+    assert (found["deepspeed"]["stage"], found["deepspeed"]["offload"]) == (3, True)
+    assert (found["precision"]["name"], found["tracking"]["mode"]) == ("bf16", "disabled")
+    assert (found["model"]["name"] == "runs/demo/base") == (model == "demo_base")
 
 
 @pytest.mark.parametrize("flags", [["--cfg", "job", "--resolve"], ["--info", "defaults"]])

@@ -146,8 +146,9 @@ def test_several_positives_want_a_loss_that_knows_several() -> None:
         check_train(config)
     config.loss.by_label = LabelLoss.multi_positive
     check_train(config)
-    config.loss.more = {"listwise": 0.1}
-    with pytest.raises(UserError, match=f"^{re.escape(expected)}$"):
+    config.loss.more = {"ranknet": 0.5, "plistmle": 0.1}
+    more = "found plistmle with data.positives=2, expected a loss that knows several positives; leave plistmle out of"
+    with pytest.raises(UserError, match=rf"^loss\.more: {more} loss\.more$"):
         check_train(config)
     config.loss.more, config.loss.by_label, config.loss.labels = None, LabelLoss.listwise, 0.0
     config.loss.distillation = 1.0
@@ -155,6 +156,19 @@ def test_several_positives_want_a_loss_that_knows_several() -> None:
     # Of three places one negative is left where two positives are shown, and half of it is none.
     config.data.negatives.random = 0.6
     with pytest.raises(UserError, match=r"^loss\.labels: found 0 where all negatives are random"):
+        check_train(config)
+
+
+def test_the_parts_of_a_schedule_of_negatives_fill_the_training_at_most() -> None:
+    config = changed("data.negatives.decay", 0.7)
+    config.data.negatives.warmup = 0.3
+    check_train(config)
+    config.data.negatives.warmup = 0.4
+    expected = (
+        "data.negatives.decay: found 0.7 behind data.negatives.warmup=0.4, expected 1 in sum at most, the whole "
+        "training; lower one of them"
+    )
+    with pytest.raises(UserError, match=f"^{re.escape(expected)}$"):
         check_train(config)
 
 

@@ -146,6 +146,11 @@ def test_micro_batches_by_tokens_are_reported_by_their_limit(model: Path) -> Non
     text = report(job(config, [[1000]], world=3), Ranks(0, 3, torch.device("cpu"), None))
     assert "batch            32 groups a step = micro-batches of at most 4,096 tokens per rank on 3 ranks" in text
     assert "(8 pairs of 512 tokens)" in text
+    config.batch.chunk_tokens = 1024
+    text = report(job(config, [[1000]], world=3), Ranks(0, 3, torch.device("cpu"), None))
+    assert "at most 4,096 tokens per rank on 3 ranks, in chunks of at most 1,024 tokens" in text
+    assert "(2 pairs of 512 tokens)" in text
+    config.batch.chunk_tokens = None
     config.batch.tokens = "auto"
     text = report(job(config, [[1000]], world=3), Ranks(0, 3, torch.device("cpu"), None))
     assert "micro-batches of as many tokens as will fit per rank on 3 ranks" in text

@@ -17,9 +17,9 @@ import yaml
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from reranker import cli
-from reranker.config.common import FirstStageConfig, Precision
+from reranker.config.common import FirstStageConfig, LabelLoss, Precision, TeacherLoss
 from reranker.config.models import EvaluateConfig
-from reranker.config.training import DataConfig, TrainConfig
+from reranker.config.training import DataConfig, LossConfig, TrainConfig
 from reranker.data.collate import pack_pairs
 from reranker.data.tokenize import Contract, PairTokenizer
 from reranker.errors import UserError
@@ -369,9 +369,17 @@ def test_the_recipe_is_not_called_its_own_without_the_difference() -> None:
         ({"group_size": 5, "short_groups": "error", "negatives": {"warmup": 0.1, "decay": 0.5}},
          "The loss sees 5 passages of each at a time, 1 positive and 4 negative. In the first 10% of the training all "
          "negatives are random passages of other groups, over 50% of it they become fewer, then none of the 4."),
+        ({"group_size": 5, "short_groups": "error", "negatives": {"decay": 1.0, "score_temperature": 0.5}},
+         "The loss sees 5 passages of each at a time, 1 positive and 4 negative. At the start of the training all "
+         "negatives are random passages of other groups, over 100% of it they become fewer, then none of the 4. "
+         "Own negatives are drawn in proportion to exp(score / 0.5)."),
         ({"group_size": 5, "positives": 2, "short_groups": "error"},
-         "The loss sees 5 passages of each at a time, up to 2 positive and 3 negative. Where a group has fewer "
+         "The loss sees 5 passages of each at a time, up to 2 positive and at least 3 negative. Where a group has fewer "
          "positives, negatives take their places."),
+        ({"group_size": 3, "positives": 2, "negatives": {"random": 0.6}},
+         "The loss sees 3 passages of each at a time, up to 2 positive and at least 1 negative. Where a group has fewer "
+         "positives, negatives take their places. A group with fewer negatives repeats them. Random passages of other "
+         "groups make up 60% of the negatives."),
         ({"group_size": 5, "short_groups": "error", "negatives": {"random": 1.0}},
          "The loss sees 5 passages of each at a time, 1 positive and 4 negative. "
          "All negatives are random passages of other groups."),
@@ -382,6 +390,28 @@ def test_the_card_says_which_passages_the_loss_saw(data: dict[str, Any], sentenc
     assert f" with its positive and negative passages. {sentences}\n\n## Performance" in written
 
 
+def test_the_card_says_what_was_minimised() -> None:
+    def loss(**settings: Any) -> str:
+        written = model_card(CardFacts("ko", "base", False, CONTRACT, "fp32", settings={"loss": settings}))
+        (found,) = re.findall(r"^\| loss \| (.*) \|$", written, re.MULTILINE)
+        return str(found)
+
+    listwise = "cross-entropy over the scores of each group, the positive being the target"
+    assert loss(labels=1.0) == loss(**asdict(LossConfig()) | {"by_label": "listwise", "by_teacher": "kl"}) == listwise
+    assert loss(labels=0.5, distillation=1.0, temperature=0.02) == (
+        f"0.5 x {listwise} + divergence from the softmax of a teacher's scores, the teacher's scores divided by 0.02"
+    )
+    assert loss(by_label="multi_positive", score_temperature=0.05, more={"ranknet": 0.5}) == (
+        "cross-entropy of each positive of a group among itself and the negatives, the scores divided by 0.05 + "
+        "0.5 x RankNet over the pairs of a positive and a negative, the scores divided by 0.05"
+    )
+    assert loss(labels=0.0, distillation=2.0, by_teacher="margin_mse") == (
+        "2 x mean squared difference from a teacher's margins"
+    )
+    for name in (*LabelLoss.__members__, *TeacherLoss.__members__):
+        assert loss(labels=0.0, more={name: 1.0})
+
+
 def test_the_training_table_names_what_is_not_the_default() -> None:
     def table(**settings: Any) -> list[str]:
         written = model_card(CardFacts("ko", "base", False, CONTRACT, "fp32", settings=settings))
@@ -389,14 +419,17 @@ def test_the_training_table_names_what_is_not_the_default() -> None:
 
     usual = asdict(TrainConfig(data=DataConfig(shards="shards")))
     plain = table(model=usual["model"], data=usual["data"] | {"short_groups": "repeat"})
-    negatives = {"warmup": 0.25, "random": 0.5, "hardest": 30}
+    negatives = {"warmup": 0.25, "decay": 0.5, "random": 0.5, "hardest": 30, "score_temperature": 0.1}
     added = table(model=usual["model"] | {"gradient_checkpointing": True},
-                  data=usual["data"] | {"short_groups": "shrink", "negatives": negatives})  # fmt: skip
+                  data=usual["data"] | {"positives": 2, "short_groups": "shrink", "negatives": negatives})  # fmt: skip
     assert [line for line in added if line not in plain] == [
         "| groups with too few negatives | shrink |",
+        "| positives at once | up to 2 |",
         "| random negatives only | the first 0.25 of the training |",
+        "| random negatives become fewer | over 0.5 of the training |",
         "| random negatives | 0.5 of a group's |",
         "| own negatives | the first 30 of a group |",
+        "| own negatives drawn | by their scores / 0.1 |",
         "| gradient checkpointing | yes |",
     ]
     assert set(plain) < set(added)

@@ -11,6 +11,7 @@ import torch
 from reranker.config.common import Device
 from reranker.data.collate import MicroBatch, collate, ghost
 from reranker.data.tokenize import Pair
+from reranker.model.chunks import split
 from reranker.train.distributed import Ranks, join, leave
 from reranker.train.engine import StepOutcome
 from reranker.train.flops import ModelFlops
@@ -57,6 +58,25 @@ def test_a_record_adds_up(packed: bool, computed: int, ranks: Ranks, monkeypatch
     assert record["speed/model_tflops"] == pytest.approx((100 * tokens + 10 * squares + 5) / 4 / 1e12)
     assert "speed/mfu" not in record
     assert 0.01 < record["system/peak_memory_gib"] < 1000
+
+
+def test_several_positives_lower_the_loss_of_a_guess(ranks: Ranks) -> None:
+    meter = Meter(torch.device("cpu"), True, None, steps=1, groups=2)
+    pairs = [[Pair([7], [0])] * 5, [Pair([7], [0])] * 4]
+    both = collate(pairs, [0, 1], 5, 1, positives=[3, 1])
+    meter.count(both, both, [both.packed], torch.zeros(2, 5), torch.tensor(1.0))
+    record = meter.record(ranks, StepOutcome(torch.tensor(0.1), False, 1.0), rate=0.0, epoch=0.1)
+    # A positive among two negatives, and one among three.
+    assert record["train/chance_loss"] == pytest.approx((math.log(3) + math.log(4)) / 2)
+
+
+def test_what_is_computed_is_that_of_the_chunks(ranks: Ranks) -> None:
+    meter = Meter(torch.device("cpu"), False, None, steps=1, groups=1)
+    one = batch([4, 6, 12])
+    cut = split(one.packed, 12, packed=False)
+    meter.count(one, one, cut, torch.zeros(1, 3), torch.tensor(1.0))
+    record = meter.record(ranks, StepOutcome(torch.tensor(0.1), False, 1.0), rate=0.0, epoch=0.1)
+    assert record["data/useful_token_share"] == pytest.approx(22 / (2 * 6 + 12))
 
 
 def test_a_skipped_step_has_no_norm_and_an_unknown_model_no_flops(ranks: Ranks) -> None:

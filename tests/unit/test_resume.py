@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from reranker.config.training import TrainConfig
 from reranker.data.plan import Cursor
 from reranker.errors import UserError
-from reranker.train.resume import move, refuse
+from reranker.train.resume import move, refuse, stored
 
 STORED = Cursor(seed=42, epoch=1, position=70, groups=10, fingerprint="abc")
 
@@ -27,6 +29,15 @@ def test_with_another_batch_it_goes_on_at_the_last_border_of_its_steps() -> None
 @pytest.mark.parametrize("key", ["data.shards", "train.seed", "data.shuffle_block"])
 def test_with_other_groups_or_another_order_the_epoch_begins_anew(key: str) -> None:
     assert move(STORED, Cursor(7, 0, 0, 10, "xyz"), {key: (1, 2)}) == Cursor(7, 1, 0, 10, "xyz")
+
+
+def test_a_setting_that_a_checkpoint_does_not_know_has_its_default() -> None:
+    usual = asdict(TrainConfig().data.negatives)
+    config = {"data": {"negatives": {"warmup": 0.25}, "group_size": 5}}
+    assert stored(config, "data", "negatives") == usual | {"warmup": 0.25}
+    assert stored(config, "data", "group_size") == 5
+    assert stored(config, "data", "positives") == 1
+    assert stored(config, "loss", "by_label") == "listwise"
 
 
 def test_everything_that_differs_is_named_and_can_be_accepted() -> None:

@@ -17,12 +17,15 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load, save
 
 from reranker.data.choose import Choice
 from reranker.data.collate import MicroBatch, collate, ghost
 from reranker.data.dataset import DataSet, Source
+from reranker.data.index import load_index
 from reranker.data.lengths import find_or_write_lengths
 from reranker.data.manifest import load_manifest
 from reranker.data.plan import Cursor, Step, plan_fixed, plan_tokens, step_numbers
@@ -478,9 +481,31 @@ def test_scores_of_negatives_are_in_the_index_and_draw_them(tokenizer: Any, tmp_
     for taken in steps_of(data, per_gpu=4):
         for position in taken.step.positions:
             place = data.locate(taken.step.epoch, position)
-            assert place.reader.texts(place.shard, place.index).neg_scores == scores
+            assert place.reader.neg_scores(place.shard, place.index) == list(scores)
             texts = data.passages(place, place.reader.group(place.shard, place.index), taken.step).texts
             assert texts[1].endswith(" 1")  # exp(7.5 / 0.25) times as likely as the next one
+
+
+def test_a_draw_by_scores_names_what_has_none(tokenizer: Any, shards: Path, tmp_path: Path) -> None:
+    expected = "expected scores of its negatives, by which they are drawn"
+    data = data_set(shards, tokenizer, random=0.0, warmup=0.0, score_temperature=0.25)
+    with pytest.raises(UserError, match=rf"shard-0000\d\.tar: found an index without neg_scores, {expected}; give"):
+        list(steps_of(data))
+    groups = [Group(f"q{n}", ("p",), ("n0", "n1"), (1.0,), (0.5, 0.25) if n else None) for n in range(3)]
+    pack(groups, tmp_path / "shards", {"name": "groups.jsonl"}, groups_per_shard=5)
+    some = data_set(tmp_path / "shards", tokenizer, random=0.0, warmup=0.0, score_temperature=0.25)
+    with pytest.raises(
+        UserError, match=rf"tar:000000000\.json: found a group without neg_scores, {expected}; add them"
+    ):
+        list(steps_of(some))
+    assert load_index((tmp_path / "shards" / "shard-00000.index.safetensors").read_bytes()).neg_scores(2) == [0.5, 0.25]
+
+
+def test_a_column_of_an_index_that_is_not_known_is_left_alone(shards: Path) -> None:
+    content = (shards / "shard-00000.index.safetensors").read_bytes()
+    more = load_index(save({**load(content), "later": np.zeros(3)}))
+    assert more.group(1) == load_index(content).group(1)
+    assert more.score is None
 
 
 def test_pairs_are_in_one_row_and_padded_on_the_right_to_the_longest() -> None:
