@@ -14,10 +14,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from reranker.config.common import TrackingMode
 from reranker.config.training import TrackingConfig
 from reranker.files import write_text
+from reranker.train import wandb_run
 from reranker.train.run_directory import METRICS
+from reranker.train.wandb_run import WandbRun
 
 
 class Tracker:
@@ -29,14 +30,14 @@ class Tracker:
         self.run_id = run_id(run_dir) if enabled else None
         self._file: Any = None
         self._unwritten = b""
-        self._wandb: Any = None
+        self._wandb: WandbRun | None = None
         if not enabled:
             return
         path = run_dir / METRICS
         kept = [line for line in path.read_text("utf-8").splitlines() if _step(line) <= step] if path.exists() else []
         write_text(path, "".join(line + "\n" for line in kept))
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (open for the length of the run)
-        self._start_wandb(run_dir, name, config, settings)
+        self._wandb = wandb_run.start(run_dir, name, self.run_id, config, settings)
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
         """One record of metrics behind `step` optimizer steps."""
@@ -44,10 +45,7 @@ class Tracker:
             return
         self._write(json.dumps({"step": step, **metrics}).encode() + b"\n")
         if self._wandb is not None:
-            try:
-                self._wandb.log({key: value for key, value in metrics.items() if value is not None}, step=step)
-            except Exception as error:  # whatever a tracking service does, training goes on
-                self._give_up(error)
+            self._wandb.log(step, metrics)
 
     def flush(self) -> None:
         """See that all records are on the disk: a checkpoint that outlives the power counts on those before it."""
@@ -75,41 +73,7 @@ class Tracker:
             self._write(b"")
             self._file.close()
         if self._wandb is not None:
-            try:
-                self._wandb.finish()
-            except Exception as error:
-                self._give_up(error)
-
-    def _start_wandb(self, run_dir: Path, name: str, config: TrackingConfig, settings: dict[str, Any]) -> None:
-        try:
-            mode = wandb_mode(config.mode)
-            if mode == "disabled":
-                return
-            import wandb
-
-            # W&B's own words would run into the progress bar.
-            quiet = wandb.Settings(
-                silent=True, console="off", init_timeout=config.timeout, finish_timeout=config.timeout
-            )  # fmt: skip
-            common: dict[str, Any] = {
-                "id": self.run_id, "name": name, "project": config.project, "entity": config.entity,
-                "group": config.group, "tags": list(config.tags), "config": settings, "dir": str(run_dir),
-                "resume": "allow", "settings": quiet,
-            }  # fmt: skip
-            try:
-                self._wandb = wandb.init(mode=mode, **common)
-            except wandb.errors.Error:
-                if mode == "offline":
-                    raise
-                print("tracking: Weights & Biases cannot be reached, recording offline", file=sys.stderr)
-                self._wandb = wandb.init(mode="offline", **common)
-        except Exception as error:
-            self._give_up(error)
-
-    def _give_up(self, error: Exception) -> None:
-        self._wandb = None
-        reason = " ".join(str(error).split())
-        print(f"tracking: Weights & Biases failed ({reason}); {METRICS} goes on", file=sys.stderr)
+            self._wandb.close()
 
 
 def run_id(run_dir: Path) -> str:
@@ -121,18 +85,6 @@ def run_id(run_dir: Path) -> str:
     if not path.is_file():
         write_text(path, secrets.token_hex(8) + "\n")
     return path.read_text("utf-8").strip()
-
-
-def wandb_mode(mode: TrackingMode) -> Any:
-    """online, offline or disabled; WANDB_MODE decides for auto, then the presence of a key."""
-    if mode is not TrackingMode.auto:
-        return mode.value
-    if asked := os.environ.get("WANDB_MODE"):
-        return asked
-    if os.environ.get("WANDB_API_KEY"):
-        return "online"
-    netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
-    return "online" if netrc.is_file() and "wandb" in netrc.read_text(errors="replace") else "offline"
 
 
 def _step(line: str) -> int:

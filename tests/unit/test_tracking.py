@@ -11,8 +11,11 @@ import pytest
 
 from reranker.config.common import TrackingMode
 from reranker.config.training import TrackingConfig
-from reranker.train.tracking import METRICS, Tracker, run_id, wandb_mode
+from reranker.train import logged
+from reranker.train.tracking import METRICS, Tracker, run_id
+from reranker.train.wandb_run import wandb_mode
 from tests.distributed.ranks import until
+from tests.wandb_records import Run, read_run
 
 NONE = TrackingConfig(mode=TrackingMode.disabled)
 
@@ -27,6 +30,13 @@ def _no_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def start(run_dir: Path, config: TrackingConfig = NONE, step: int = 0, enabled: bool = True) -> Tracker:
     run_dir.mkdir(exist_ok=True)
     return Tracker(run_dir, "ko", config, {"optim": {"lr": 1e-5}}, step, enabled)
+
+
+def offline_run(run_dir: Path) -> Run:
+    """What the one offline run under a run directory has recorded. W&B's own process may write behind finish()."""
+    (path,) = run_dir.glob("wandb/offline-run-*/run-*.wandb")
+    until(lambda: read_run(path).ended, lambda: f"{path} does not end", deadline=30)
+    return read_run(path)
 
 
 def records(run_dir: Path) -> list[dict[str, Any]]:
@@ -103,12 +113,32 @@ def test_without_a_key_the_run_is_recorded_offline_under_its_id(
     tracker = start(tmp_path / "run", TrackingConfig())
     tracker.log(1, {"train/loss": 0.5, "train/grad_norm": None})
     tracker.close()
-    (record,) = (tmp_path / "run" / "wandb").glob(f"offline-run-*-{tracker.run_id}/run-{tracker.run_id}.wandb")
-    # What `wandb sync` would send: the metric and the settings. W&B's own process may write behind finish().
-    for word in (b"train/loss", b"optim"):
-        until(lambda word=word: word in record.read_bytes(), lambda word=word: f"no {word!r} in {record}", deadline=30)
+    run = offline_run(tmp_path / "run")
+    # What `wandb sync` would send: the metric and the settings.
+    assert [(row["_step"], row["train/loss"]) for row in run.history] == [(1, 0.5)]
+    assert "train/grad_norm" not in run.history[0]
+    assert run.config["optim"] == {"lr": 1e-5}
+    assert run.of("run")[0].run_id == tracker.run_id
     assert records(tmp_path / "run") == [{"step": 1, "train/loss": 0.5, "train/grad_norm": None}]
     assert capfd.readouterr().err == ""
+
+
+def test_every_metric_is_drawn_over_optimizer_steps_and_its_best_value_stands_for_the_run(tmp_path: Path) -> None:
+    tracker = start(tmp_path / "run", TrackingConfig())
+    for step, (loss, mrr) in enumerate([(1.0, 0.2), (0.25, 0.5), (0.75, 0.375)], 11):
+        tracker.log(step, {"train/loss": loss, "train/learning_rate": loss / 2})
+        tracker.log(step, {"eval/mrr": mrr})
+    tracker.close()
+    run = offline_run(tmp_path / "run")
+    defined = {metric.name: metric for metric in run.of("metric")}
+    assert set(defined) == {"step", *(metric.name for metric in logged.METRICS)}
+    assert {metric.step_metric for name, metric in defined.items() if name != "step"} == {"step"}
+    # One row for each step, the axis among its columns.
+    rows = [(row["step"], row["_step"], row["train/loss"], row["eval/mrr"]) for row in run.history]
+    assert rows == [(11, 11, 1.0, 0.2), (12, 12, 0.25, 0.5), (13, 13, 0.75, 0.375)]
+    assert run.summary["train/loss"] == {"min": 0.25, "last": 0.75}
+    assert run.summary["eval/mrr"] == {"max": 0.5, "last": 0.375}
+    assert run.summary["train/learning_rate"] == 0.375
 
 
 def test_a_tracking_directory_that_cannot_be_made_stops_nothing(

@@ -1,0 +1,97 @@
+"""A training's run in Weights & Biases, online or offline, written from a thread of its own.
+
+In: records, as the tracker gives them. Out: a run whose metrics are defined (`logged.METRICS`): drawn over optimizer
+steps, with the value that stands for the run in its summary. Whatever the service does or fails to do is told once; the
+training neither stops nor waits for it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from reranker.config.common import TrackingMode
+from reranker.config.training import TrackingConfig
+from reranker.train.aside import Aside
+from reranker.train.logged import METRICS, STEP
+from reranker.train.run_directory import METRICS as METRICS_FILE
+
+
+class WandbRun:
+    """A run under way; `start` makes it."""
+
+    def __init__(self, run: Any, config: TrackingConfig) -> None:
+        self._run, self._config = run, config
+        self._aside = Aside("wandb", told_of, lambda: say(f"does not keep up: records are left out; {METRICS_FILE} has"
+                                                          " them all"))  # fmt: skip
+        self._aside.do(self._define)
+
+    def log(self, step: int, metrics: dict[str, Any]) -> None:
+        """One record behind `step` optimizer steps."""
+        known = {key: value for key, value in metrics.items() if value is not None}
+        self._aside.do(lambda: self._run.log({STEP: step, **known}, step=step))
+
+    def close(self) -> None:
+        """Hand over what is left, and end the run, within the timeout."""
+        if not self._aside.close(self._run.finish, self._config.timeout + 5):
+            say(f"has not finished after {self._config.timeout:g} s; {METRICS_FILE} has all records")
+
+    def _define(self) -> None:
+        self._run.define_metric(STEP, summary="max")
+        for metric in METRICS:
+            # A summary of its own takes the place of the last value, unless that is asked for as well.
+            summary = f"{metric.summary},last" if metric.summary else None
+            self._run.define_metric(metric.name, step_metric=STEP, summary=summary)
+
+
+def start(
+    run_dir: Path, name: str, run_id: str | None, config: TrackingConfig, settings: dict[str, Any]
+) -> WandbRun | None:
+    """Begin a run, or go on in the one of this id; None where tracking is disabled or cannot be had."""
+    try:
+        mode = wandb_mode(config.mode)
+        if mode == "disabled":
+            return None
+        import wandb
+
+        # W&B's own words would run into the progress bar.
+        quiet = wandb.Settings(silent=True, console="off", init_timeout=config.timeout, finish_timeout=config.timeout)
+        common: dict[str, Any] = {
+            "id": run_id, "name": name, "project": config.project, "entity": config.entity,
+            "group": config.group, "tags": list(config.tags), "config": settings, "dir": str(run_dir),
+            "resume": "allow", "settings": quiet,
+        }  # fmt: skip
+        try:
+            run = wandb.init(mode=mode, **common)
+        except wandb.errors.Error:
+            if mode == "offline":
+                raise
+            print("tracking: Weights & Biases cannot be reached, recording offline", file=sys.stderr)
+            run = wandb.init(mode="offline", **common)
+        return WandbRun(run, config)
+    except Exception as error:  # whatever a tracking service does, training goes on
+        told_of(error)
+        return None
+
+
+def wandb_mode(mode: TrackingMode) -> Any:
+    """online, offline or disabled; WANDB_MODE decides for auto, then the presence of a key."""
+    if mode is not TrackingMode.auto:
+        return mode.value
+    if asked := os.environ.get("WANDB_MODE"):
+        return asked
+    if os.environ.get("WANDB_API_KEY"):
+        return "online"
+    netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
+    return "online" if netrc.is_file() and "wandb" in netrc.read_text(errors="replace") else "offline"
+
+
+def told_of(error: Exception) -> None:
+    reason = " ".join(str(error).split())
+    say(f"failed ({reason}); {METRICS_FILE} goes on")
+
+
+def say(words: str) -> None:
+    print(f"tracking: Weights & Biases {words}", file=sys.stderr, flush=True)
