@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from reranker.config.common import MOST_OPEN, BatchPolicy, CacheConfig, LabelLoss, Precision, TeacherLoss
-from reranker.config.training import LossConfig, TrainConfig
+from reranker.config.training import LossConfig, TrackingConfig, TrainConfig
 from reranker.errors import UserError, closest, shorten
 
 ACCEPTABLE = (
@@ -172,8 +172,19 @@ def check_train(config: TrainConfig) -> None:
         near = closest(unknown[0], ACCEPTABLE)
         raise UserError("train.accept", unknown[0], f"one of {', '.join(ACCEPTABLE)}",
                         f"did you mean {near}?" if near else "change the value")  # fmt: skip
+    check_tracking(config.tracking)
     if train.metric not in ("mrr", "ndcg@10"):
         raise UserError("train.metric", train.metric, "mrr or ndcg@10", "change the value")
+
+
+def check_tracking(tracking: TrackingConfig) -> None:
+    """Refuse what Weights & Biases would, hours later and in its own words. Raises UserError."""
+    for tag in tracking.tags:
+        if not 1 <= len(tag) <= 64:
+            raise UserError("tracking.tags", f"a tag of {len(tag)} characters", "1 to 64", "shorten it")
+    if len(tracking.project) > 128 or {*tracking.project} & {*"/\\#?%:\r\n"} or not tracking.project:
+        found = shorten(tracking.project)
+        raise UserError("tracking.project", found, "1 to 128 characters, none of / \\ # ? % :", "choose another name")
 
 
 def resolve_precision(

@@ -162,9 +162,13 @@ class TrackingConfig:
     entity: Optional[str] = None
     """Weights & Biases user or team"""
     group: Optional[str] = None
-    """Weights & Biases group of the run"""
+    """Weights & Biases group of the run; a sweep of hydra/launcher=slurm is one by itself"""
+    job_type: str = "train"
+    """Weights & Biases job type of the run, which tells the runs of a group apart"""
     tags: list[str] = field(default_factory=list)
     """Weights & Biases tags of the run"""
+    notes: Optional[str] = None
+    """Weights & Biases notes of the run: what was meant by it"""
     timeout: float = 30.0
     """Seconds that Weights & Biases may take to start, and to finish: then the training goes on without"""
 

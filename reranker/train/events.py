@@ -20,10 +20,10 @@ from reranker.errors import UserError
 from reranker.files import make_directory, write_json
 from reranker.model.cross_encoder import score_pairs
 from reranker.train.checkpoint import Retention
-from reranker.train.distributed import Ranks
+from reranker.train.distributed import Ranks, device_name
 from reranker.train.engine import Engine
 from reranker.train.guards import Health
-from reranker.train.identity import description, identity
+from reranker.train.identity import description, identity, resolved, versions
 from reranker.train.job import Job, plain
 from reranker.train.loop import Tally, describe
 from reranker.train.owner import Owner
@@ -59,7 +59,8 @@ class RunEvents:
         self._ranking = Ranking.of(saved, config.train.metric, job.dev_sha256, done)
         self._identity, self._description = identity(job), description(job)
         self._saver = Saver(job.run_dir, ranks.apart(config.train.timeout), lambda: owner.check(job.run_dir))
-        self._tracker = Tracker(job.run_dir, config.name, config.tracking, plain(config), done, enabled=ranks.first)
+        settings = {**plain(config), "resolved": resolved(job, device_name(ranks.device))}
+        self._tracker = Tracker(job.run_dir, config.name, config.tracking, settings, done, enabled=ranks.first)
         self._progress = Progress(job.steps, done, enabled=ranks.first)
 
     def beat(self, doing: str, step: int | None = None, batch: Callable[[], Any] | None = None) -> None:
@@ -160,12 +161,3 @@ class RunEvents:
     def close(self) -> None:
         self._progress.close()
         self._tracker.close()
-
-
-def versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    import reranker
-
-    names = ("torch", "deepspeed", "transformers", "webdataset")
-    return {"reranker": reranker.__version__, **{name: version(name) for name in names}}

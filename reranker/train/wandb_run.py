@@ -60,7 +60,8 @@ def start(
         quiet = wandb.Settings(silent=True, console="off", init_timeout=config.timeout, finish_timeout=config.timeout)
         common: dict[str, Any] = {
             "id": run_id, "name": name, "project": config.project, "entity": config.entity,
-            "group": config.group, "tags": list(config.tags), "config": settings, "dir": str(run_dir),
+            "group": config.group, "job_type": config.job_type, "tags": list(config.tags), "notes": config.notes,
+            "config": settings, "dir": str(run_dir),
             "resume": "allow", "settings": quiet,
         }  # fmt: skip
         try:

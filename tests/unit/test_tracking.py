@@ -123,6 +123,16 @@ def test_without_a_key_the_run_is_recorded_offline_under_its_id(
     assert capfd.readouterr().err == ""
 
 
+def test_a_run_carries_what_it_is_found_by(tmp_path: Path) -> None:
+    config = TrackingConfig(
+        project="rerankers", entity="team", group="rates", job_type="ablation", tags=["ko", "large"], notes="why not"
+    )
+    start(tmp_path / "run", config).close()
+    (run,) = offline_run(tmp_path / "run").of("run")
+    assert (run.project, run.entity, run.run_group, run.job_type) == ("rerankers", "team", "rates", "ablation")
+    assert (list(run.tags), run.notes, run.display_name) == (["ko", "large"], "why not", "ko")
+
+
 def test_every_metric_is_drawn_over_optimizer_steps_and_its_best_value_stands_for_the_run(tmp_path: Path) -> None:
     tracker = start(tmp_path / "run", TrackingConfig())
     for step, (loss, mrr) in enumerate([(1.0, 0.2), (0.25, 0.5), (0.75, 0.375)], 11):

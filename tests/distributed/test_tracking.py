@@ -1,0 +1,58 @@
+"""What a real training leaves in its tracking: every metric under its name, the settings and what they came to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from reranker.train import logged
+from tests.distributed.conftest import Inputs, records
+from tests.distributed.ranks import train, until
+from tests.wandb_records import Run, read_run
+
+SETTINGS = {
+    "tracking": "offline", "batch.per_gpu": 8, "precision": "fp32", "deepspeed": "zero1", "train.epochs": 2,
+    "train.save_every": 2, "train.eval_every": 2,
+}  # fmt: skip
+
+
+def offline_run(run_dir: Path) -> Run:
+    """The last offline run under a run directory. W&B's own process may write behind finish()."""
+    path = sorted(run_dir.glob("wandb/offline-run-*/run-*.wandb"))[-1]
+    until(lambda: read_run(path).ended, lambda: f"{path} does not end", deadline=30)
+    return read_run(path)
+
+
+@pytest.fixture(scope="module")
+def trained(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two ranks, six steps, evaluated behind steps 2, 4 and 6."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    train(2, inputs.overrides(run, **SETTINGS, **{"data.dev": inputs.dev}))
+    return run
+
+
+def test_each_metric_that_a_training_logs_is_defined_and_none_is_that_never_is(trained: Path) -> None:
+    found = {name for record in records(trained) for name in record} - {logged.STEP}
+    assert found <= {metric.name for metric in logged.METRICS}
+    # Here are dev queries and a model whose FLOPs are known; no GPU, and no spike.
+    always = {metric.name for metric in logged.METRICS if metric.where not in ("a GPU of a known kind", "a spike")}
+    assert found == always
+
+
+def test_the_run_has_each_step_once_with_its_evaluation_beside_it(trained: Path) -> None:
+    rows = offline_run(trained).history
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows if "eval/mrr" in row] == [2, 4, 6]
+    ours = {record["step"]: record["train/loss"] for record in records(trained) if "train/loss" in record}
+    assert {row["step"]: row["train/loss"] for row in rows} == ours
+
+
+def test_the_run_has_the_settings_and_what_they_came_to(trained: Path, inputs: Inputs) -> None:
+    config = offline_run(trained).config
+    assert config["optim"]["lr"] == 1e-3
+    resolved = config["resolved"]
+    expected = {"precision": "fp32", "zero_stage": 1, "packed": True, "ranks": 2, "steps": 6, "groups_an_epoch": 90}
+    assert {key: resolved[key] for key in expected} == expected
+    assert set(resolved["versions"]) >= {"torch", "deepspeed", "reranker"}
+    assert len(resolved["data"]) >= 16
