@@ -99,6 +99,7 @@ def check_train(config: TrainConfig) -> None:
         ("optim.max_grad_norm", optim.max_grad_norm, 0),
         ("optim.eps", optim.eps, 0),
         ("train.timeout", train.timeout, 1),
+        ("tracking.examples", config.tracking.examples, 0),
         ("tracking.timeout", config.tracking.timeout, 1),
         ("precision.initial_scale_power", config.precision.initial_scale_power, 0),
         ("precision.loss_scale_window", config.precision.loss_scale_window, 1),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,7 @@ class Run:
     @property
     def history(self) -> list[dict[str, Any]]:
         """The rows that were logged, by key."""
-        return [
-            {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in row.item}
-            for row in self.of("history")
-        ]
+        return [_values(row.item) for row in self.of("history")]
 
     @property
     def config(self) -> dict[str, Any]:
@@ -47,11 +44,18 @@ class Run:
     @property
     def summary(self) -> dict[str, Any]:
         """The last value of each key of the summary."""
-        found = {}
-        for record in self.of("summary"):
-            for item in record.update:
-                found[item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
-        return found
+        return _values(item for record in self.of("summary") for item in record.update)
+
+
+def _values(items: Iterable[Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for item in items:
+        *parents, key = item.nested_key or [item.key]
+        place = found
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[key] = json.loads(item.value_json)
+    return found
 
 
 def read_run(path: Path) -> Run:

@@ -169,6 +169,8 @@ class TrackingConfig:
     """Weights & Biases tags of the run"""
     notes: Optional[str] = None
     """Weights & Biases notes of the run: what was meant by it"""
+    examples: int = 8
+    """Queries of data.dev that a table shows at each evaluation, with their passages as they rank; 0: none"""
     timeout: float = 30.0
     """Seconds that Weights & Biases may take to start, and to finish: then the training goes on without"""
 

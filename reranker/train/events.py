@@ -22,6 +22,7 @@ from reranker.model.cross_encoder import score_pairs
 from reranker.train.checkpoint import Retention
 from reranker.train.distributed import Ranks, device_name
 from reranker.train.engine import Engine
+from reranker.train.examples import rows
 from reranker.train.guards import Health
 from reranker.train.identity import description, identity, resolved, versions
 from reranker.train.job import Job, plain
@@ -57,6 +58,8 @@ class RunEvents:
         self._cursor, done = (begun.cursor, begun.steps) if begun else (job.start, 0)
         self.tally = Tally(done - int(saved.get("updates", done)), int(saved.get("bad_groups", 0)))
         self._ranking = Ranking.of(saved, config.train.metric, job.dev_sha256, done)
+        first = saved.get("first_ranks") or {"dev": None}
+        self._first_ranks: dict[str, int] = first["ranks"] if first["dev"] == job.dev_sha256 else {}
         self._identity, self._description = identity(job), description(job)
         self._saver = Saver(job.run_dir, ranks.apart(config.train.timeout), lambda: owner.check(job.run_dir))
         settings = {**plain(config), "resolved": resolved(job, device_name(ranks.device))}
@@ -78,7 +81,7 @@ class RunEvents:
         if self._ranks.first:
             self._progress.say(f"warning: {line}")
 
-    def evaluate(self) -> dict[str, Any]:
+    def evaluate(self, step: int) -> dict[str, Any]:
         """A collective call."""
         self._engine.eval()
 
@@ -87,9 +90,11 @@ class RunEvents:
             return score_pairs(self._engine.forward, pairs)
 
         with torch.no_grad():
-            found = self._job.evaluator.evaluate(
+            found, examples = self._job.evaluator.evaluate(
                 scores, self._ranks.rank, self._ranks.world, self._ranks.gather, self._ranks.device, self._job.packed
             )
+        self._first_ranks = self._first_ranks or {str(one.number): one.right_at for one in examples}
+        self._tracker.show(step, rows(examples, self._first_ranks))
         return {f"eval/{name}": value for name, value in found.items()}
 
     def save(self, step: int, planned: Step, scores: dict[str, Any] | None) -> None:
@@ -113,6 +118,7 @@ class RunEvents:
             "best": ranking.best,
             "ranking": list(ranking.entries),
             "metrics": scores,
+            "first_ranks": {"dev": self._ranking.dev, "ranks": self._first_ranks},
             "world": self._ranks.world,
             "stage": self._job.stage,
             "precision": self._job.precision.value,

@@ -78,8 +78,8 @@ class Events(Protocol):
     def warn(self, line: str) -> None:
         """Something that the user should look at."""
 
-    def evaluate(self) -> dict[str, Any]:
-        """Metrics of the weights as they are."""
+    def evaluate(self, step: int) -> dict[str, Any]:
+        """Metrics of the weights behind `step`."""
 
     def save(self, step: int, planned: Step, scores: dict[str, Any] | None) -> None:
         """A checkpoint behind `step`."""
@@ -122,7 +122,7 @@ def run(
             meter = report(done, last, meter, outcome, plan, ranks, health, tally, events)
         scores, paused = None, time.perf_counter()
         if plan.evaluate_after(done):
-            events.log(done, scores := events.evaluate())
+            events.log(done, scores := events.evaluate(done))
             engine.train()
         if plan.save_after(done):
             events.save(done, last, scores)

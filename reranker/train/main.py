@@ -48,7 +48,7 @@ def train(config: TrainConfig, evaluator: Callable[..., Any], export: Callable[.
     """Run or resume a training.
 
     Args:
-        evaluator: makes an evaluator of dev groups from (path, tokenizer).
+        evaluator: makes an evaluator of dev groups from (path, tokenizer, examples).
         export: writes the best checkpoint of a run directory as a model.
 
     Returns: the exit code. Raises: UserError.

@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,11 @@ class Tracker:
         self._write(json.dumps({"step": step, **metrics}).encode() + b"\n")
         if self._wandb is not None:
             self._wandb.log(step, metrics)
+
+    def show(self, step: int, rows: Sequence[tuple[object, ...]]) -> None:
+        """A table of dev queries with their passages (`examples.COLUMNS`), behind `step` optimizer steps."""
+        if self._wandb is not None and rows:
+            self._wandb.show(step, rows)
 
     def flush(self) -> None:
         """See that all records are on the disk: a checkpoint that outlives the power counts on those before it."""

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from reranker.config.common import TrackingMode
 from reranker.config.training import TrackingConfig
 from reranker.train.aside import Aside
-from reranker.train.logged import METRICS, STEP
+from reranker.train.examples import COLUMNS
+from reranker.train.logged import EXAMPLES, METRICS, STEP
 from reranker.train.run_directory import METRICS as METRICS_FILE
 
 
@@ -32,6 +34,16 @@ class WandbRun:
         """One record behind `step` optimizer steps."""
         known = {key: value for key, value in metrics.items() if value is not None}
         self._aside.do(lambda: self._run.log({STEP: step, **known}, step=step))
+
+    def show(self, step: int, rows: Sequence[tuple[object, ...]]) -> None:
+        """A table of ranked examples beside the record of the same step."""
+
+        def table() -> None:
+            import wandb
+
+            self._run.log({STEP: step, EXAMPLES: wandb.Table(list(COLUMNS), [list(row) for row in rows])}, step=step)
+
+        self._aside.do(table)
 
     def close(self) -> None:
         """Hand over what is left, and end the run, within the timeout."""

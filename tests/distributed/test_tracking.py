@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from reranker.groups import read_groups
 from reranker.train import logged
+from reranker.train.examples import COLUMNS
 from tests.distributed.conftest import Inputs, records
 from tests.distributed.ranks import train, until
 from tests.wandb_records import Run, read_run
@@ -56,3 +60,45 @@ def test_the_run_has_the_settings_and_what_they_came_to(trained: Path, inputs: I
     assert {key: resolved[key] for key in expected} == expected
     assert set(resolved["versions"]) >= {"torch", "deepspeed", "reranker"}
     assert len(resolved["data"]) >= 16
+
+
+def test_each_evaluation_has_a_table_of_the_same_queries_ranked_then_and_at_first(
+    trained: Path, inputs: Inputs
+) -> None:
+    run = offline_run(trained)
+    shown = {row["step"]: row[logged.EXAMPLES] for row in run.history if logged.EXAMPLES in row}
+    assert list(shown) == [2, 4, 6]
+    assert {one["_type"] for one in shown.values()} == {"table-file"}
+    (files,) = trained.glob("wandb/offline-run-*/files")
+    tables = {step: json.loads((files / one["path"]).read_text("utf-8")) for step, one in shown.items()}
+    groups = {group.query: group for group in read_groups(inputs.dev)}
+    at = {}
+    for step, table in tables.items():
+        assert tuple(table["columns"]) == COLUMNS
+        rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+        at[step] = {row["query"]: (row["right at"], row["right at first"]) for row in rows}
+        assert len(at[step]) == 8
+        for query in at[step]:
+            own = [row for row in rows if row["query"] == query]
+            assert [row["place"] for row in own] == [1, 2, 3, 4, 5]
+            assert {row["passage"] for row in own if row["right"]} == set(groups[query].pos)
+            assert sorted((row["score"] for row in own), reverse=True) == [row["score"] for row in own]
+    assert set(at[2]) == set(at[4]) == set(at[6])
+    first = {query: right for query, (right, _) in at[2].items()}
+    assert all({query: before for query, (_, before) in found.items()} == first for found in at.values())
+
+
+def test_a_resumed_training_still_knows_where_the_right_passage_was_at_first(
+    trained: Path, inputs: Inputs, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run, ignore=shutil.ignore_patterns("wandb"))
+    shutil.rmtree(run / "checkpoints/step-00000006")
+    train(1, inputs.overrides(run, **SETTINGS, **{"data.dev": inputs.dev}))
+
+    def first(run_dir: Path) -> list[object]:
+        (files,) = run_dir.glob("wandb/offline-run-*/files")
+        path = offline_run(run_dir).history[-1][logged.EXAMPLES]["path"]
+        return [(row[0], row[2]) for row in json.loads((files / path).read_text("utf-8"))["data"]]
+
+    assert sorted(map(str, first(run))) == sorted(map(str, first(trained)))

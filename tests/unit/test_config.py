@@ -111,6 +111,7 @@ def test_the_defaults_are_accepted() -> None:
         ("tracking.tags", ["k" * 65]),
         ("tracking.project", "team/ko"),
         ("tracking.project", ""),
+        ("tracking.examples", -1),
     ],
 )
 def test_a_value_that_cannot_be_is_refused_by_its_key(key: str, value: Any) -> None:
