@@ -100,6 +100,8 @@ def check_train(config: TrainConfig) -> None:
         ("optim.eps", optim.eps, 0),
         ("train.timeout", train.timeout, 1),
         ("tracking.examples", config.tracking.examples, 0),
+        ("tracking.alert_wait", config.tracking.alert_wait, 0),
+        ("tracking.upload_timeout", config.tracking.upload_timeout, 1),
         ("tracking.timeout", config.tracking.timeout, 1),
         ("precision.initial_scale_power", config.precision.initial_scale_power, 0),
         ("precision.loss_scale_window", config.precision.loss_scale_window, 1),

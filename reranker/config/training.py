@@ -7,6 +7,7 @@ from typing import Any, Optional
 
 from reranker.config.common import (
     MISSING,
+    Artifacts,
     BadData,
     BatchPolicy,
     CacheConfig,
@@ -171,6 +172,14 @@ class TrackingConfig:
     """Weights & Biases notes of the run: what was meant by it"""
     examples: int = 8
     """Queries of data.dev that a table shows at each evaluation, with their passages as they rank; 0: none"""
+    alerts: Optional[bool] = None
+    """Send warnings and the reason of an early end as alerts, by mail or Slack; null: where the run is online"""
+    alert_wait: float = 3600.0
+    """Seconds before an alert of the same cause is sent again"""
+    artifacts: Artifacts = Artifacts.none
+    """Upload the exported model, or that and its best and last checkpoint, with the data as their origin"""
+    upload_timeout: float = 1800.0
+    """Seconds that the uploads may take behind the training: then it ends without"""
     timeout: float = 30.0
     """Seconds that Weights & Biases may take to start, and to finish: then the training goes on without"""
 

@@ -20,11 +20,11 @@ from reranker.errors import UserError
 from reranker.files import make_directory, write_json
 from reranker.model.cross_encoder import score_pairs
 from reranker.train.checkpoint import Retention
-from reranker.train.distributed import Ranks, device_name
+from reranker.train.distributed import Ranks
 from reranker.train.engine import Engine
 from reranker.train.examples import rows
 from reranker.train.guards import Health
-from reranker.train.identity import description, identity, resolved, versions
+from reranker.train.identity import description, identity, versions
 from reranker.train.job import Job, plain
 from reranker.train.loop import Tally, describe
 from reranker.train.owner import Owner
@@ -48,7 +48,7 @@ class RunEvents:
 
     def __init__(
         self, job: Job, engine: Engine, ranks: Ranks, begun: Begun | None, stop: Stop, watchdog: Watchdog,
-        measured: dict[str, Any] | None, health: Health, owner: Owner,
+        measured: dict[str, Any] | None, health: Health, owner: Owner, tracker: Tracker,
     ) -> None:  # fmt: skip
         config, saved = job.config, begun.state if begun else {}
         self._job, self._engine, self._ranks, self._stop, self._watchdog = job, engine, ranks, stop, watchdog
@@ -58,12 +58,11 @@ class RunEvents:
         self._cursor, done = (begun.cursor, begun.steps) if begun else (job.start, 0)
         self.tally = Tally(done - int(saved.get("updates", done)), int(saved.get("bad_groups", 0)))
         self._ranking = Ranking.of(saved, config.train.metric, job.dev_sha256, done)
-        first = saved.get("first_ranks") or {"dev": None}
+        first = saved.get("first_ranks", {"dev": None, "ranks": {}})
         self._first_ranks: dict[str, int] = first["ranks"] if first["dev"] == job.dev_sha256 else {}
         self._identity, self._description = identity(job), description(job)
         self._saver = Saver(job.run_dir, ranks.apart(config.train.timeout), lambda: owner.check(job.run_dir))
-        settings = {**plain(config), "resolved": resolved(job, device_name(ranks.device))}
-        self._tracker = Tracker(job.run_dir, config.name, config.tracking, settings, done, enabled=ranks.first)
+        self._tracker = tracker
         self._progress = Progress(job.steps, done, enabled=ranks.first)
 
     def beat(self, doing: str, step: int | None = None, batch: Callable[[], Any] | None = None) -> None:
@@ -77,7 +76,8 @@ class RunEvents:
         self._tracker.log(step, metrics)
         self._progress.show(step, metrics)
 
-    def warn(self, line: str) -> None:
+    def warn(self, cause: str, line: str) -> None:
+        self._tracker.alert(cause, line)
         if self._ranks.first:
             self._progress.say(f"warning: {line}")
 
@@ -166,4 +166,3 @@ class RunEvents:
 
     def close(self) -> None:
         self._progress.close()
-        self._tracker.close()

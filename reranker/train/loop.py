@@ -22,7 +22,7 @@ from reranker.data.stream import StepBatches
 from reranker.model.losses import Objective
 from reranker.train.distributed import Ranks
 from reranker.train.flops import ModelFlops
-from reranker.train.guards import Health, stop_if_lost, stop_if_many, stop_without_update
+from reranker.train.guards import SPIKE, Health, stop_if_lost, stop_if_many, stop_without_update
 from reranker.train.meter import Meter
 from reranker.train.schedule import learning_rate
 
@@ -75,7 +75,7 @@ class Events(Protocol):
     def log(self, step: int, metrics: dict[str, Any]) -> None:
         """One record."""
 
-    def warn(self, line: str) -> None:
+    def warn(self, cause: str, line: str) -> None:
         """Something that the user should look at."""
 
     def evaluate(self, step: int) -> dict[str, Any]:
@@ -146,11 +146,12 @@ def report(
     events.log(done, record)
     if spiked:
         events.warn(
+            SPIKE,
             f"the loss of step {done} is {record['train/loss']:.3f}, far above those before it: epoch {last.epoch},"
-            f" positions {last.first} to {last.last}; reranker replay CHECKPOINT step={done} shows its groups"
+            f" positions {last.first} to {last.last}; reranker replay CHECKPOINT step={done} shows its groups",
         )
-    for line in health.see(record):
-        events.warn(line)
+    for cause, line in health.see(record):
+        events.warn(cause, line)
     stop_if_lost(done, record["train/loss"], skipped=meter.skipped > 0)
     tally.bad += record["data/bad_groups"]
     stop_if_many(tally.bad, plan.bad_limit)

@@ -18,8 +18,12 @@ from typing import Any
 from reranker.config.training import TrackingConfig
 from reranker.files import write_text
 from reranker.train import wandb_run
+from reranker.train.artifacts import Artifact
 from reranker.train.run_directory import METRICS
 from reranker.train.wandb_run import WandbRun
+
+TITLE = 63
+"""Characters of an alert's title at most, as W&B has it."""
 
 
 class Tracker:
@@ -30,6 +34,7 @@ class Tracker:
     ) -> None:
         self.run_id = run_id(run_dir) if enabled else None
         self._file: Any = None
+        self._name = name
         self._unwritten = b""
         self._wandb: WandbRun | None = None
         if not enabled:
@@ -53,6 +58,15 @@ class Tracker:
         if self._wandb is not None and rows:
             self._wandb.show(step, rows)
 
+    def alert(self, cause: str, text: str, level: str = "WARN") -> None:
+        """Tell whoever is not looking; alerts of the same cause are sent once in `tracking.alert_wait` seconds."""
+        if self._wandb is not None:
+            self._wandb.alert(f"{self._name}: {cause}"[-TITLE:], text, level)
+
+    def keep(self, artifact: Artifact) -> None:
+        if self._wandb is not None:
+            self._wandb.keep(artifact)
+
     def flush(self) -> None:
         """See that all records are on the disk: a checkpoint that outlives the power counts on those before it."""
         if self._file is not None:
@@ -74,12 +88,20 @@ class Tracker:
                 print(f"tracking: {METRICS} cannot be written ({error.strerror}); records are kept and written later",
                       file=sys.stderr)  # fmt: skip
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         if self._file is not None:
             self._write(b"")
             self._file.close()
         if self._wandb is not None:
-            self._wandb.close()
+            self._wandb.close(failed)
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, Exception):
+            self.alert("ended early", " ".join(f"{error}".split()) or type(error).__name__, "ERROR")
+        self.close(failed=error is not None)
 
 
 def run_id(run_dir: Path) -> str:

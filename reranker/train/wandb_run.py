@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from reranker.config.common import TrackingMode
+from reranker.config.common import Artifacts, TrackingMode
 from reranker.config.training import TrackingConfig
+from reranker.train.artifacts import Artifact
 from reranker.train.aside import Aside
 from reranker.train.examples import COLUMNS
 from reranker.train.logged import EXAMPLES, METRICS, STEP
@@ -25,7 +26,7 @@ class WandbRun:
     """A run under way; `start` makes it."""
 
     def __init__(self, run: Any, config: TrackingConfig) -> None:
-        self._run, self._config = run, config
+        self._run, self._config, self._uploading = run, config, False
         self._aside = Aside("wandb", told_of, lambda: say(f"does not keep up: records are left out; {METRICS_FILE} has"
                                                           " them all"))  # fmt: skip
         self._aside.do(self._define)
@@ -45,10 +46,22 @@ class WandbRun:
 
         self._aside.do(table)
 
-    def close(self) -> None:
+    def alert(self, title: str, text: str, level: str) -> None:
+        """Tell those who are not looking: level is INFO, WARN or ERROR."""
+        if not self._run.offline if self._config.alerts is None else self._config.alerts:
+            self._aside.do(lambda: self._run.alert(title, text, level, self._config.alert_wait))
+
+    def keep(self, artifact: Artifact) -> None:
+        """Upload an artifact that the run has made, or record one that it was made with."""
+        self._uploading = True
+        self._aside.do(lambda: self._send(artifact))
+
+    def close(self, failed: bool) -> None:
         """Hand over what is left, and end the run, within the timeout."""
-        if not self._aside.close(self._run.finish, self._config.timeout + 5):
-            say(f"has not finished after {self._config.timeout:g} s; {METRICS_FILE} has all records")
+        seconds = self._config.upload_timeout if self._uploading else self._config.timeout
+        if not self._aside.close(lambda: self._run.finish(exit_code=int(failed)), seconds + 5):
+            say(f"has not finished after {seconds:g} s; {METRICS_FILE} has all records")
+            self._abandon()
 
     def _define(self) -> None:
         self._run.define_metric(STEP, summary="max")
@@ -56,6 +69,30 @@ class WandbRun:
             # A summary of its own takes the place of the last value, unless that is asked for as well.
             summary = f"{metric.summary},last" if metric.summary else None
             self._run.define_metric(metric.name, step_metric=STEP, summary=summary)
+
+    def _send(self, artifact: Artifact) -> None:
+        import wandb
+
+        made = wandb.Artifact(artifact.name, artifact.kind, metadata=artifact.metadata)
+        for name, uri in artifact.references:
+            # What lies elsewhere is not asked for: the metadata has the fingerprint.
+            made.add_reference(uri, name=name, checksum=uri.startswith("file://"))
+        if artifact.directory is not None:
+            for path in sorted(path for path in artifact.directory.rglob("*") if path.is_file()):
+                # Nothing of it changes any more: no copy is made of it.
+                name = path.relative_to(artifact.directory).as_posix()
+                made.add_file(str(path), name=name, policy="immutable", skip_cache=True)
+        if artifact.used:
+            # What use_artifact does with one that is new, but it waits for the upload, and refuses when offline.
+            self._run._log_artifact(made, is_user_created=True, use_after_commit=True)
+        else:
+            self._run.log_artifact(made, aliases=["latest", *artifact.aliases])
+
+    def _abandon(self) -> None:
+        """End W&B's own process, which does not answer: the end of this one would wait for it, for ever."""
+        service = self._run._wl.assert_service()
+        if service._proc is not None:
+            service._proc._process.kill()
 
 
 def start(
@@ -69,7 +106,8 @@ def start(
         import wandb
 
         # W&B's own words would run into the progress bar.
-        quiet = wandb.Settings(silent=True, console="off", init_timeout=config.timeout, finish_timeout=config.timeout)
+        finish = config.timeout if config.artifacts is Artifacts.none else config.upload_timeout
+        quiet = wandb.Settings(silent=True, console="off", init_timeout=config.timeout, finish_timeout=finish)
         common: dict[str, Any] = {
             "id": run_id, "name": name, "project": config.project, "entity": config.entity,
             "group": config.group, "job_type": config.job_type, "tags": list(config.tags), "notes": config.notes,

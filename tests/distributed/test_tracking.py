@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from reranker.groups import read_groups
 from reranker.train import logged
+from reranker.train.checkpoint import find, read_state
 from reranker.train.examples import COLUMNS
 from tests.distributed.conftest import Inputs, records
 from tests.distributed.ranks import train, until
@@ -17,7 +19,7 @@ from tests.wandb_records import Run, read_run
 
 SETTINGS = {
     "tracking": "offline", "batch.per_gpu": 8, "precision": "fp32", "deepspeed": "zero1", "train.epochs": 2,
-    "train.save_every": 2, "train.eval_every": 2,
+    "train.save_every": 2, "train.eval_every": 2, "tracking.artifacts": "checkpoints", "name": "'ko 1'",
 }  # fmt: skip
 
 
@@ -102,3 +104,67 @@ def test_a_resumed_training_still_knows_where_the_right_passage_was_at_first(
         return [(row[0], row[2]) for row in json.loads((files / path).read_text("utf-8"))["data"]]
 
     assert sorted(map(str, first(run))) == sorted(map(str, first(trained)))
+
+
+def test_the_model_and_its_checkpoints_are_artifacts_made_of_the_data(trained: Path, inputs: Inputs) -> None:
+    made = {}
+    for artifact in offline_run(trained).of("artifact"):
+        made.setdefault(artifact.type, []).append(artifact)
+    best, last = (read_state(find(trained, which)) for which in ("best", "last"))
+    resolved = offline_run(trained).config["resolved"]
+
+    (model,) = made["model"]
+    assert model.name == "ko-1"
+    assert list(model.aliases) == ["latest", f"step-{best['step']:08d}"]
+    metadata = json.loads(model.metadata)
+    assert (metadata["step"], metadata["data"]) == (best["step"], resolved["data"])
+    assert metadata["mrr"] == best["metrics"]["eval/mrr"]
+    assert not model.use_after_commit
+    # Their bytes are where they were: nothing is copied, and `wandb sync` finds them.
+    files = {entry.path: Path(entry.local_path) for entry in model.manifest.contents}
+    assert files == {path.name: path for path in (trained / "model").iterdir()}
+
+    assert {artifact.name for artifact in made["checkpoint"]} == {"ko-1-checkpoint"}
+    aliases = {json.loads(artifact.metadata)["step"]: set(artifact.aliases) for artifact in made["checkpoint"]}
+    assert aliases.keys() == {best["step"], last["step"]}
+    assert "best" in aliases[best["step"]]
+    assert "last" in aliases[last["step"]]
+
+    # What went in is named by what it is, and referred to where it lies.
+    shards, dev = made["dataset"]
+    assert shards.name == f"shards-{resolved['data'][:16]}"
+    assert shards.use_after_commit
+    assert dev.use_after_commit
+    references = {entry.path: entry.ref for one in (shards, dev) for entry in one.manifest.contents}
+    assert references == {
+        "manifest.json": (inputs.shards / "manifest.json").as_uri(), "dev.jsonl": inputs.dev.as_uri(),
+    }  # fmt: skip
+    assert json.loads(shards.metadata)["fingerprint"] == resolved["data"]
+    assert json.loads(dev.metadata)["groups"] == 9
+
+
+def test_the_same_command_again_uploads_the_model_of_a_training_that_has_ended(
+    trained: Path, inputs: Inputs, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run, ignore=shutil.ignore_patterns("wandb"))
+    before = records(run)
+    train(1, inputs.overrides(run, **SETTINGS | {"tracking.artifacts": "model"}, **{"data.dev": inputs.dev}))
+    assert [one.type for one in offline_run(run).of("artifact")] == ["dataset", "dataset", "model"]
+    assert records(run) == before
+    train(1, inputs.overrides(run, **SETTINGS | {"tracking.artifacts": "none"}, **{"data.dev": inputs.dev}))
+    assert len(list(run.glob("wandb/offline-run-*"))) == 1, "nothing is asked for, and nothing is begun"
+
+
+def test_each_warning_of_a_training_is_alerted_where_that_is_asked_for(inputs: Inputs, tmp_path: Path) -> None:
+    # Losses one standard deviation above the last four: some are.
+    values = {
+        "batch.groups": 8, "batch.per_gpu": 4, "precision": "fp32", "guards.window": 4, "guards.spike": 1,
+        "tracking": "offline", "tracking.alerts": "true", "train.epochs": 2,
+    }  # fmt: skip
+    (rank,) = train(1, inputs.overrides(tmp_path / "run", **values))
+    alerts = offline_run(tmp_path / "run").of("alert")
+    assert alerts
+    assert {one.level for one in alerts} == {"WARN"}
+    assert [f"warning: {one.text}" for one in alerts] == re.findall(r"warning: .*", rank.err)
+    assert "train: loss spike" in {one.title for one in alerts}

@@ -112,6 +112,8 @@ def test_the_defaults_are_accepted() -> None:
         ("tracking.project", "team/ko"),
         ("tracking.project", ""),
         ("tracking.examples", -1),
+        ("tracking.alert_wait", -1.0),
+        ("tracking.upload_timeout", 0.0),
     ],
 )
 def test_a_value_that_cannot_be_is_refused_by_its_key(key: str, value: Any) -> None:

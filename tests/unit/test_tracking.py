@@ -11,6 +11,7 @@ import pytest
 
 from reranker.config.common import TrackingMode
 from reranker.config.training import TrackingConfig
+from reranker.errors import UserError
 from reranker.train import logged
 from reranker.train.tracking import METRICS, Tracker, run_id
 from reranker.train.wandb_run import wandb_mode
@@ -149,6 +150,44 @@ def test_every_metric_is_drawn_over_optimizer_steps_and_its_best_value_stands_fo
     assert run.summary["train/loss"] == {"min": 0.25, "last": 0.75}
     assert run.summary["eval/mrr"] == {"max": 0.5, "last": 0.375}
     assert run.summary["train/learning_rate"] == 0.375
+
+
+def test_alerts_are_of_their_level_and_wait_before_the_same_is_sent_again(tmp_path: Path) -> None:
+    tracker = start(tmp_path / "run", TrackingConfig(alerts=True, alert_wait=120.0))
+    tracker.alert("loss at chance", "the loss has stayed at that of a guess")
+    tracker.alert("stopped as asked", "behind step 3", "INFO")
+    tracker.close()
+    found = [(one.title, one.text, one.level, one.wait_duration) for one in offline_run(tmp_path / "run").of("alert")]
+    assert found == [
+        ("ko: loss at chance", "the loss has stayed at that of a guess", "WARN", 120_000),
+        ("ko: stopped as asked", "behind step 3", "INFO", 120_000),
+    ]
+
+
+def test_an_error_that_ends_a_training_is_alerted_and_the_run_has_failed(tmp_path: Path) -> None:
+    error = UserError("train/loss", "nan at step 3", "a finite number", "lower optim.lr")
+    with pytest.raises(UserError), start(tmp_path / "run", TrackingConfig(alerts=True)) as tracker:
+        tracker.log(1, {"train/loss": 1.0})
+        raise error
+    run = offline_run(tmp_path / "run")
+    assert [(one.title, one.text, one.level) for one in run.of("alert")] == [("ko: ended early", str(error), "ERROR")]
+    assert run.of("exit")[0].exit_code == 1
+    with start(tmp_path / "other", TrackingConfig()) as tracker:
+        tracker.alert("loss at chance", "nobody is told, offline")
+    run = offline_run(tmp_path / "other")
+    assert run.of("alert") == []
+    assert run.of("exit")[0].exit_code == 0
+
+
+def test_the_title_of_an_alert_is_no_longer_than_it_may_be_and_ends_with_its_cause(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    config = TrackingConfig(mode=TrackingMode.offline, alerts=True)
+    with Tracker(run_dir, "n" * 90, config, {}, 0, True) as tracker:
+        tracker.alert("loss at chance", "text")
+    (alert,) = offline_run(run_dir).of("alert")
+    assert len(alert.title) < 64
+    assert alert.title.endswith("n: loss at chance")
 
 
 def test_a_tracking_directory_that_cannot_be_made_stops_nothing(
