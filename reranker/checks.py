@@ -6,6 +6,7 @@ together. Nothing here imports torch, so that a wrong key is told at once.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 from collections.abc import Iterable
@@ -182,6 +183,9 @@ def check_train(config: TrainConfig) -> None:
 
 def check_tracking(tracking: TrackingConfig) -> None:
     """Refuse what Weights & Biases would, hours later and in its own words. Raises UserError."""
+    if tracking.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise UserError("tracking.tensorboard", "true without the package tensorboard", "that package",
+                        'pip install "ko-reranker[tensorboard]"')  # fmt: skip
     for tag in tracking.tags:
         if not 1 <= len(tag) <= 64:
             raise UserError("tracking.tags", f"a tag of {len(tag)} characters", "1 to 64", "shorten it")

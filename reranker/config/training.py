@@ -158,6 +158,8 @@ class PrecisionConfig:
 class TrackingConfig:
     mode: TrackingMode = TrackingMode.auto
     """Weights & Biases online, offline or disabled; auto: online with a key and a network, else offline"""
+    tensorboard: bool = False
+    """Write the same metrics as TensorBoard's event files, to tensorboard/ in the run directory"""
     project: str = "ko-reranker"
     """Weights & Biases project"""
     entity: Optional[str] = None
@@ -181,7 +183,7 @@ class TrackingConfig:
     upload_timeout: float = 1800.0
     """Seconds that the uploads may take behind the training: then it ends without"""
     timeout: float = 30.0
-    """Seconds that Weights & Biases may take to start, and to finish: then the training goes on without"""
+    """Seconds that tracking may take to start, and to finish: then the training goes on without"""
 
 
 @dataclass

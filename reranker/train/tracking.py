@@ -1,4 +1,4 @@
-"""Metrics of a run -> metrics.jsonl always, and Weights & Biases when it can be had.
+"""Metrics of a run -> metrics.jsonl always, Weights & Biases when it can be had, TensorBoard on request.
 
 In: step and metrics named `group/name`. Tracking never stops a training: what fails is said once and then
 left alone. Resuming goes on in the same Weights & Biases run; metrics.jsonl loses the records behind the
@@ -19,6 +19,7 @@ from reranker.config.training import TrackingConfig
 from reranker.files import write_text
 from reranker.train import wandb_run
 from reranker.train.artifacts import Artifact
+from reranker.train.event_files import EventFiles
 from reranker.train.run_directory import METRICS
 from reranker.train.wandb_run import WandbRun
 
@@ -36,6 +37,7 @@ class Tracker:
         self._file: Any = None
         self._name = name
         self._unwritten = b""
+        self._event_files: EventFiles | None = None
         self._wandb: WandbRun | None = None
         if not enabled:
             return
@@ -43,6 +45,8 @@ class Tracker:
         kept = [line for line in path.read_text("utf-8").splitlines() if _step(line) <= step] if path.exists() else []
         write_text(path, "".join(line + "\n" for line in kept))
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (open for the length of the run)
+        if config.tensorboard:
+            self._event_files = EventFiles(run_dir, step, config.timeout)
         self._wandb = wandb_run.start(run_dir, name, self.run_id, config, settings)
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
@@ -52,11 +56,14 @@ class Tracker:
         self._write(json.dumps({"step": step, **metrics}).encode() + b"\n")
         if self._wandb is not None:
             self._wandb.log(step, metrics)
+        if self._event_files is not None:
+            self._event_files.log(step, metrics)
 
     def show(self, step: int, rows: Sequence[tuple[object, ...]]) -> None:
         """A table of dev queries with their passages (`examples.COLUMNS`), behind `step` optimizer steps."""
-        if self._wandb is not None and rows:
-            self._wandb.show(step, rows)
+        for place in (self._wandb, self._event_files):
+            if place is not None and rows:
+                place.show(step, rows)
 
     def alert(self, cause: str, text: str, level: str = "WARN") -> None:
         """Tell whoever is not looking; alerts of the same cause are sent once in `tracking.alert_wait` seconds."""
@@ -92,6 +99,8 @@ class Tracker:
         if self._file is not None:
             self._write(b"")
             self._file.close()
+        if self._event_files is not None:
+            self._event_files.close()
         if self._wandb is not None:
             self._wandb.close(failed)
 

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from reranker.groups import read_groups
 from reranker.train import logged
@@ -19,7 +20,8 @@ from tests.wandb_records import Run, read_run
 
 SETTINGS = {
     "tracking": "offline", "batch.per_gpu": 8, "precision": "fp32", "deepspeed": "zero1", "train.epochs": 2,
-    "train.save_every": 2, "train.eval_every": 2, "tracking.artifacts": "checkpoints", "name": "'ko 1'",
+    "train.save_every": 2, "train.eval_every": 2, "tracking.tensorboard": "true",
+    "tracking.artifacts": "checkpoints", "name": "'ko 1'",
 }  # fmt: skip
 
 
@@ -52,6 +54,18 @@ def test_the_run_has_each_step_once_with_its_evaluation_beside_it(trained: Path)
     assert [row["step"] for row in rows if "eval/mrr" in row] == [2, 4, 6]
     ours = {record["step"]: record["train/loss"] for record in records(trained) if "train/loss" in record}
     assert {row["step"]: row["train/loss"] for row in rows} == ours
+
+
+def test_tensorboard_shows_what_the_records_say(trained: Path) -> None:
+    read = EventAccumulator(str(trained / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    shown = {(name, event.step): event.value for name in read.Tags()["scalars"] for event in read.Scalars(name)}
+    recorded = {
+        (name, record["step"]): value
+        for record in records(trained)
+        for name, value in record.items()
+        if name != "step" and value is not None
+    }
+    assert shown == pytest.approx(recorded, rel=1e-6)
 
 
 def test_the_run_has_the_settings_and_what_they_came_to(trained: Path, inputs: Inputs) -> None:

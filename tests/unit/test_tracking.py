@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from reranker.checks import check_tracking
 from reranker.config.common import TrackingMode
 from reranker.config.training import TrackingConfig
 from reranker.errors import UserError
@@ -225,6 +227,61 @@ def test_disabled_tracking_leaves_the_metrics_alone(tmp_path: Path) -> None:
     tracker.close()
     assert not (tmp_path / "wandb").exists()
     assert [record["step"] for record in records(tmp_path)] == [1]
+
+
+def event_files(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard shows of a run directory: (step, value) of each name."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    read = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    return {
+        name: [(event.step, round(event.value, 6)) for event in read.Scalars(name)] for name in read.Tags()["scalars"]
+    }
+
+
+BOARD = TrackingConfig(mode=TrackingMode.disabled, tensorboard=True)
+
+
+def test_tensorboard_has_the_same_names_and_steps(tmp_path: Path) -> None:
+    with start(tmp_path / "run", BOARD) as tracker:
+        tracker.log(1, {"train/loss": 0.5, "train/grad_norm": None})
+        tracker.log(2, {"train/loss": 0.25, "eval/ndcg@10": 0.125})
+        tracker.show(2, [("질문 | 둘", 2, None, 1, 0.5, False, "다른 글")])
+    assert event_files(tmp_path / "run") == {"train/loss": [(1, 0.5), (2, 0.25)], "eval/ndcg@10": [(2, 0.125)]}
+    assert not (tmp_path / "run/wandb").exists()
+    (path,) = (tmp_path / "run/tensorboard").iterdir()
+    assert "| 질문 \\| 둘 | 2 |  | 1 | 0.5000 | False | 다른 글 |".encode() in path.read_bytes()
+
+
+def test_no_step_has_two_values_in_tensorboard_behind_a_resume_that_went_back(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    with start(run_dir, BOARD) as tracker:
+        for step in range(1, 6):
+            tracker.log(step, {"train/loss": float(step)})
+    with start(run_dir, BOARD, step=3) as tracker:
+        tracker.log(4, {"train/loss": 40.0})
+    assert event_files(run_dir) == {"train/loss": [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)]}
+    with start(run_dir, BOARD) as tracker:  # begun anew
+        tracker.log(1, {"train/loss": 100.0})
+    assert event_files(run_dir) == {"train/loss": [(1, 100.0)]}
+
+
+def test_event_files_that_cannot_be_written_stop_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tensorboard").write_text("a file where TensorBoard wants a directory", encoding="utf-8")
+    with start(tmp_path, BOARD) as tracker:
+        tracker.log(1, {"train/loss": 0.5})
+    assert [record["step"] for record in records(tmp_path)] == [1]
+    assert "tracking: TensorBoard failed (" in capfd.readouterr().err
+
+
+def test_tensorboard_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)  # what is not installed cannot be found
+    with pytest.raises(UserError) as caught:
+        check_tracking(BOARD)
+    assert str(caught.value) == (
+        "tracking.tensorboard: found true without the package tensorboard, expected that package; "
+        'pip install "ko-reranker[tensorboard]"'
+    )
 
 
 def test_the_mode_follows_the_setting_then_the_environment_then_the_key(
