@@ -13,7 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from reranker.config.common import MOST_OPEN, BatchPolicy, CacheConfig, LabelLoss, Precision, TeacherLoss
-from reranker.config.training import LossConfig, TrackingConfig, TrainConfig
+from reranker.config.tracking import TrackingConfig
+from reranker.config.training import LossConfig, TrainConfig
 from reranker.errors import UserError, closest, shorten
 
 ACCEPTABLE = (

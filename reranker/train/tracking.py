@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from reranker.config.training import TrackingConfig
+from reranker.config.tracking import TrackingConfig
 from reranker.files import write_text
 from reranker.train import wandb_run
 from reranker.train.artifacts import Artifact

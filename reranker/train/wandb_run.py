@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from reranker.config.common import Artifacts, TrackingMode
-from reranker.config.training import TrackingConfig
+from reranker.config.tracking import TrackingConfig
 from reranker.train.artifacts import Artifact
 from reranker.train.aside import Aside
 from reranker.train.examples import COLUMNS

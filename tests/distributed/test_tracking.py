@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from reranker.config.tracking import DashboardConfig
 from reranker.groups import read_groups
 from reranker.train import logged
 from reranker.train.checkpoint import find, read_state
+from reranker.train.dashboard import workspace
 from reranker.train.examples import COLUMNS
 from tests.distributed.conftest import Inputs, records
 from tests.distributed.ranks import train, until
@@ -54,6 +56,15 @@ def test_the_run_has_each_step_once_with_its_evaluation_beside_it(trained: Path)
     assert [row["step"] for row in rows if "eval/mrr" in row] == [2, 4, 6]
     ours = {record["step"]: record["train/loss"] for record in records(trained) if "train/loss" in record}
     assert {row["step"]: row["train/loss"] for row in rows} == ours
+
+
+def test_the_dashboard_has_a_panel_for_each_metric_that_a_training_logs(trained: Path) -> None:
+    found = {name for record in records(trained) for name in record} - {logged.STEP}
+    sections = workspace(DashboardConfig(entity="team")).sections
+    shown = {name for section in sections for panel in section.panels for name in getattr(panel, "y", ())}
+    assert found - shown == set()
+    # A GPU, and a spike, would bring these.
+    assert shown - found == {"speed/mfu", "train/spike_position"}
 
 
 def test_tensorboard_shows_what_the_records_say(trained: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from reranker.checks import check_tracking
 from reranker.config.common import TrackingMode
-from reranker.config.training import TrackingConfig
+from reranker.config.tracking import TrackingConfig
 from reranker.errors import UserError
 from reranker.train import logged
 from reranker.train.tracking import METRICS, Tracker, run_id
