@@ -6,12 +6,14 @@ together. Nothing here imports torch, so that a wrong key is told at once.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from reranker.config.common import MOST_OPEN, BatchPolicy, CacheConfig, LabelLoss, Precision, TeacherLoss
+from reranker.config.tracking import TrackingConfig
 from reranker.config.training import LossConfig, TrainConfig
 from reranker.errors import UserError, closest, shorten
 
@@ -115,6 +117,9 @@ def check_train(config: TrainConfig) -> None:
         ("optim.max_grad_norm", optim.max_grad_norm, 0),
         ("optim.eps", optim.eps, 0),
         ("train.timeout", train.timeout, 1),
+        ("tracking.examples", config.tracking.examples, 0),
+        ("tracking.alert_wait", config.tracking.alert_wait, 0),
+        ("tracking.upload_timeout", config.tracking.upload_timeout, 1),
         ("tracking.timeout", config.tracking.timeout, 1),
         ("precision.initial_scale_power", config.precision.initial_scale_power, 0),
         ("precision.loss_scale_window", config.precision.loss_scale_window, 1),
@@ -211,8 +216,22 @@ def check_train(config: TrainConfig) -> None:
         near = closest(unknown[0], ACCEPTABLE)
         raise UserError("train.accept", unknown[0], f"one of {', '.join(ACCEPTABLE)}",
                         f"did you mean {near}?" if near else "change the value")  # fmt: skip
+    check_tracking(config.tracking)
     if train.metric not in ("mrr", "ndcg@10"):
         raise UserError("train.metric", train.metric, "mrr or ndcg@10", "change the value")
+
+
+def check_tracking(tracking: TrackingConfig) -> None:
+    """Refuse what Weights & Biases would, hours later and in its own words. Raises UserError."""
+    if tracking.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise UserError("tracking.tensorboard", "true without the package tensorboard", "that package",
+                        'pip install "ko-reranker[tensorboard]"')  # fmt: skip
+    for tag in tracking.tags:
+        if not 1 <= len(tag) <= 64:
+            raise UserError("tracking.tags", f"a tag of {len(tag)} characters", "1 to 64", "shorten it")
+    if len(tracking.project) > 128 or {*tracking.project} & {*"/\\#?%:\r\n"} or not tracking.project:
+        found = shorten(tracking.project)
+        raise UserError("tracking.project", found, "1 to 128 characters, none of / \\ # ? % :", "choose another name")
 
 
 def resolve_precision(

@@ -42,6 +42,7 @@ _FUNCTIONS = {
     "checkpoint list": "reranker.train.checkpoints:list_command",
     "checkpoint verify": "reranker.train.checkpoints:verify_command",
     "replay": "reranker.train.replay:replay_command",
+    "dashboard": "reranker.train.dashboard:dashboard_command",
     "evaluate": "reranker.evaluate.report:evaluate_command",
     "export": "reranker.export.huggingface:export_command",
     "score": "reranker.model.reranker:score_command",

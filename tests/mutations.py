@@ -616,6 +616,48 @@ MUTATIONS = [
         "and other.restart > self.restart", "and False",
         "tests/chaos/test_survive.py::test_an_older_restart_of_a_job_does_not_take_its_run_directory_back",
     ),
+    Mutation(
+        "each record that W&B does not keep up with is told of", "train/aside.py",
+        "            if not self._told:",
+        "            if True:",
+        "tests/unit/test_aside.py::test_a_call_that_never_returns_holds_nobody_up",
+    ),
+    Mutation(
+        "a metric has the last value alone in its summary", "train/wandb_run.py",
+        'summary = f"{metric.summary},last" if metric.summary else None',
+        "summary = None",
+        "tests/unit/test_tracking.py::test_every_metric_is_drawn_over_optimizer_steps_and_its_best_value_stands_for_the_run",
+    ),
+    Mutation(
+        "a step has two values in TensorBoard behind a resume", "train/event_files.py",
+        "purge_step=done + 1",
+        "purge_step=None",
+        "tests/unit/test_tracking.py::test_no_step_has_two_values_in_tensorboard_behind_a_resume_that_went_back",
+    ),
+    Mutation(
+        "a run that ended early is one that is done", "train/wandb_run.py",
+        "self._run.finish(exit_code=int(failed))",
+        "self._run.finish(exit_code=0)",
+        "tests/unit/test_tracking.py::test_an_error_that_ends_a_training_is_alerted_and_the_run_has_failed",
+    ),
+    Mutation(
+        "the examples are the first of the dev file", "train/examples.py",
+        "key=lambda place: (hashlib.sha256(queries[place].encode()).digest(), place)",
+        "key=lambda place: place",
+        "tests/unit/test_examples.py::test_the_queries_are_chosen_by_their_text_and_not_by_their_place",
+    ),
+    Mutation(
+        "a table of examples lacks a right passage that ranks low", "train/examples.py",
+        "if rank <= PASSAGES or rank == right_at",
+        "if rank <= PASSAGES",
+        "tests/unit/test_examples.py::test_a_table_holds_the_best_passages_and_the_right_one_wherever_it_is",
+    ),
+    Mutation(
+        "the dashboard lacks metrics that share a panel", "train/dashboard.py",
+        "names = [metric.name, *(name for name, place in TOGETHER.items() if place == metric.name)]",
+        "names = [metric.name]",
+        "tests/unit/test_dashboard.py::test_there_is_a_panel_over_steps_for_each_metric_in_its_section_and_none_for_another",
+    ),
 ]  # fmt: skip
 
 

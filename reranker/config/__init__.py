@@ -13,6 +13,7 @@ from reranker.config.mining import MineConfig
 from reranker.config.models import DemoConfig, EvaluateConfig, ExportConfig, ScoreConfig
 from reranker.config.preparing import PrepareConfig
 from reranker.config.shards import DataInspectConfig, DataVerifyConfig, IndexConfig, PackConfig
+from reranker.config.tracking import DashboardConfig
 from reranker.config.training import CheckpointListConfig, CheckpointVerifyConfig, ReplayConfig, TrainConfig
 from reranker.config.translation import TranslateConfig
 
@@ -33,6 +34,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "checkpoint list": (CheckpointListConfig, "list the checkpoints of a run"),
     "checkpoint verify": (CheckpointVerifyConfig, "compare every byte of checkpoints with their checksums"),
     "replay": (ReplayConfig, "run one optimizer step from a checkpoint once more and tell of each group"),
+    "dashboard": (DashboardConfig, "save a Weights & Biases workspace for the trainings of a project"),
     "evaluate": (EvaluateConfig, "compare first stage, base and fine-tuned model on a corpus with queries"),
     "export": (ExportConfig, "write a checkpoint as a Hugging Face directory with a model card"),
     "score": (ScoreConfig, "score passages for queries"),

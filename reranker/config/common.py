@@ -44,6 +44,12 @@ class TrackingMode(Enum):
     disabled = "disabled"
 
 
+class Artifacts(Enum):
+    none = "none"
+    model = "model"
+    checkpoints = "checkpoints"
+
+
 class LabelLoss(Enum):
     listwise = "listwise"
     multi_positive = "multi_positive"

@@ -17,9 +17,9 @@ from reranker.config.common import (
     ShardCheck,
     ShortGroups,
     TeacherLoss,
-    TrackingMode,
     Truncation,
 )
+from reranker.config.tracking import TrackingConfig
 
 # omegaconf reads Optional[...] on every Python that we support; the X | None form it does not.
 # ruff: noqa: UP045
@@ -161,22 +161,6 @@ class PrecisionConfig:
     """fp16: the scale never falls below this"""
     fp16_on_cpu: bool = False
     """Let fp16 run on a CPU, several times slower than fp32: for testing the loss scaler"""
-
-
-@dataclass
-class TrackingConfig:
-    mode: TrackingMode = TrackingMode.auto
-    """Weights & Biases online, offline or disabled; auto: online with a key and a network, else offline"""
-    project: str = "ko-reranker"
-    """Weights & Biases project"""
-    entity: Optional[str] = None
-    """Weights & Biases user or team"""
-    group: Optional[str] = None
-    """Weights & Biases group of the run"""
-    tags: list[str] = field(default_factory=list)
-    """Weights & Biases tags of the run"""
-    timeout: float = 30.0
-    """Seconds that Weights & Biases may take to start, and to finish: then the training goes on without"""
 
 
 @dataclass

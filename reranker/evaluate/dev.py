@@ -1,8 +1,9 @@
 """The dev groups of a training, scored on all ranks -> one set of metrics, alike on every rank.
 
 In: a groups file; the engine's forward. Out: mrr, ndcg@10 and has_right_in_contexts over each query's positives
-and negatives. The queries are split over the ranks, and every rank calls the forward equally often: under ZeRO-3
-each forward is a collective, and one call too many would wait for ever.
+and negatives, and a few of the queries with their passages as they were ranked. The queries are split over the
+ranks, and every rank calls the forward equally often: under ZeRO-3 each forward is a collective, and one call too
+many would wait for ever.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from reranker.errors import UserError
 from reranker.evaluate.metrics import METRICS, per_query, ranking
 from reranker.groups import Group, read_groups
 from reranker.model.reranker import batches_by_tokens
+from reranker.train.examples import Example, chosen, example
 
 CONTEXTS = 5
 
@@ -34,15 +36,17 @@ class DevEvaluator:
         path: groups, one a line.
         tokenizer: the training's own.
         batch_tokens: tokens of a forward batch at most, padding included where there is any.
+        examples: queries that are handed back with their passages.
 
     Raises UserError for a file that is not there or holds a line that is no group.
     """
 
-    def __init__(self, path: str | Path, tokenizer: PairTokenizer, batch_tokens: int = 4096) -> None:
+    def __init__(self, path: str | Path, tokenizer: PairTokenizer, batch_tokens: int = 4096, examples: int = 0) -> None:
         self.path = str(path)
         self._groups = list(read_groups(path))
         self._tokenizer = tokenizer
         self._batch_tokens = batch_tokens
+        self._chosen = chosen([group.prompted_query for group in self._groups], examples)
         self._encoded: dict[tuple[int, int], list[list[Pair]]] = {}
 
     @property
@@ -51,8 +55,8 @@ class DevEvaluator:
 
     def evaluate(
         self, score: Score, rank: int, world: int, gather: Gather, device: torch.device, packed: bool
-    ) -> dict[str, float]:
-        """{"mrr", "ndcg@10", "has_right_in_contexts"} (5 contexts), the same on every rank.
+    ) -> tuple[dict[str, float], list[Example]]:
+        """({"mrr", "ndcg@10", "has_right_in_contexts"} (5 contexts), the examples), the same on every rank.
 
         A collective call: every rank makes it. `score(pairs)` gives scores_N; `gather` returns the lists of all
         ranks on every rank; `packed` says that the forward computes no padding. Raises UserError on every rank if a
@@ -70,7 +74,11 @@ class DevEvaluator:
             else:
                 _forward(score, [Pair([self._tokenizer.pad_id], [0])], self._tokenizer.pad_id, device)
         # Each row is (query, *its metrics): sorted, the mean is the same sum on every rank and world size.
-        rows = [(query, *row) for query, row in zip(mine, _results(self._groups[rank::world], scores_N), strict=True)]
+        rows, examples = [], []
+        for query, values, ranked, scores in zip(mine, *_results(self._groups[rank::world], scores_N), strict=True):
+            rows.append((query, *values))
+            if query in self._chosen:
+                examples.append(example(query, self._groups[query], ranked, scores))
         results = sorted((row for share in gather(rows) for row in share), key=lambda row: row[0])
         assert [row[0] for row in results] == list(range(self.queries))
         values_QM = np.array([row[1:] for row in results])
@@ -79,7 +87,9 @@ class DevEvaluator:
             error = UserError(self.path, found, "numbers", "lower optim.lr or say precision=bf16 or fp32")
             error.agreed = True  # every rank raises it: one tells
             raise error
-        return {metric: float(value) for metric, value in zip(METRICS, values_QM.mean(axis=0), strict=True)}
+        metrics = {metric: float(value) for metric, value in zip(METRICS, values_QM.mean(axis=0), strict=True)}
+        shown = [one for share in gather(examples) for one in share] if self._chosen else []
+        return metrics, sorted(shown, key=lambda one: one.number)
 
     def _share(self, rank: int, world: int) -> list[list[Pair]]:
         """The tokenized groups of a rank, made once."""
@@ -97,18 +107,23 @@ def _forward(score: Score, batch: list[Pair], pad_id: int, device: torch.device)
     return scores_N
 
 
-def _results(groups: Sequence[Group], scores_N: np.ndarray) -> list[tuple[float, ...]]:
-    """The metrics of each group; NaN where a score is not finite, so that all ranks hear of it."""
-    rankings, relevant, lost = [], [], []
+def _results(
+    groups: Sequence[Group], scores_N: np.ndarray
+) -> tuple[list[tuple[float, ...]], list[list[int]], list[list[float]]]:
+    """(metrics, passages by falling score, scores) of each group; metrics are NaN where a score is not finite, so that
+    all ranks hear of it."""
+    rankings, relevant, lost, scores = [], [], [], []
     start = 0
     for group in groups:
         names = [str(place) for place in range(len(group.pos) + len(group.neg))]
-        scores = scores_N[start : start + len(names)]
+        own = scores_N[start : start + len(names)]
+        scores.append(own.tolist())
         start += len(names)
-        lost.append(not np.isfinite(scores).all())
+        lost.append(not np.isfinite(own).all())
         relevant.append(names[: len(group.pos)])
-        rankings.append(ranking(names, np.where(np.isfinite(scores), scores, 0.0), relevant[-1]))
+        rankings.append(ranking(names, np.where(np.isfinite(own), own, 0.0), relevant[-1]))
     values = per_query(rankings, relevant, CONTEXTS)
     values_QM = np.stack([values[metric] for metric in METRICS], axis=1)
     values_QM[lost] = np.nan
-    return [tuple(float(value) for value in row) for row in values_QM]
+    metrics = [tuple(float(value) for value in row) for row in values_QM]
+    return metrics, [[int(name) for name in ranked] for ranked in rankings], scores

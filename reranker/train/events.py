@@ -22,8 +22,9 @@ from reranker.model.cross_encoder import score_pairs
 from reranker.train.checkpoint import Retention
 from reranker.train.distributed import Ranks
 from reranker.train.engine import Engine
+from reranker.train.examples import rows
 from reranker.train.guards import Health
-from reranker.train.identity import description, identity
+from reranker.train.identity import description, identity, versions
 from reranker.train.job import Job, plain
 from reranker.train.loop import Tally, describe
 from reranker.train.owner import Owner
@@ -47,7 +48,7 @@ class RunEvents:
 
     def __init__(
         self, job: Job, engine: Engine, ranks: Ranks, begun: Begun | None, stop: Stop, watchdog: Watchdog,
-        measured: dict[str, Any] | None, health: Health, owner: Owner,
+        measured: dict[str, Any] | None, health: Health, owner: Owner, tracker: Tracker,
     ) -> None:  # fmt: skip
         config, saved = job.config, begun.state if begun else {}
         self._job, self._engine, self._ranks, self._stop, self._watchdog = job, engine, ranks, stop, watchdog
@@ -57,9 +58,11 @@ class RunEvents:
         self._cursor, done = (begun.cursor, begun.steps) if begun else (job.start, 0)
         self.tally = Tally(done - int(saved.get("updates", done)), int(saved.get("bad_groups", 0)))
         self._ranking = Ranking.of(saved, config.train.metric, job.dev_sha256, done)
+        first = saved.get("first_ranks", {"dev": None, "ranks": {}})
+        self._first_ranks: dict[str, int] = first["ranks"] if first["dev"] == job.dev_sha256 else {}
         self._identity, self._description = identity(job), description(job)
         self._saver = Saver(job.run_dir, ranks.apart(config.train.timeout), lambda: owner.check(job.run_dir))
-        self._tracker = Tracker(job.run_dir, config.name, config.tracking, plain(config), done, enabled=ranks.first)
+        self._tracker = tracker
         self._progress = Progress(job.steps, done, enabled=ranks.first)
 
     def beat(self, doing: str, step: int | None = None, batch: Callable[[], Any] | None = None) -> None:
@@ -73,11 +76,12 @@ class RunEvents:
         self._tracker.log(step, metrics)
         self._progress.show(step, metrics)
 
-    def warn(self, line: str) -> None:
+    def warn(self, cause: str, line: str) -> None:
+        self._tracker.alert(cause, line)
         if self._ranks.first:
             self._progress.say(f"warning: {line}")
 
-    def evaluate(self) -> dict[str, Any]:
+    def evaluate(self, step: int) -> dict[str, Any]:
         """A collective call."""
         self._engine.eval()
 
@@ -86,9 +90,11 @@ class RunEvents:
             return score_pairs(self._engine.forward, pairs)
 
         with torch.no_grad():
-            found = self._job.evaluator.evaluate(
+            found, examples = self._job.evaluator.evaluate(
                 scores, self._ranks.rank, self._ranks.world, self._ranks.gather, self._ranks.device, self._job.packed
             )
+        self._first_ranks = self._first_ranks or {str(one.number): one.right_at for one in examples}
+        self._tracker.show(step, rows(examples, self._first_ranks))
         return {f"eval/{name}": value for name, value in found.items()}
 
     def save(self, step: int, planned: Step, scores: dict[str, Any] | None) -> None:
@@ -112,6 +118,7 @@ class RunEvents:
             "best": ranking.best,
             "ranking": list(ranking.entries),
             "metrics": scores,
+            "first_ranks": {"dev": self._ranking.dev, "ranks": self._first_ranks},
             "world": self._ranks.world,
             "stage": self._job.stage,
             "precision": self._job.precision.value,
@@ -159,13 +166,3 @@ class RunEvents:
 
     def close(self) -> None:
         self._progress.close()
-        self._tracker.close()
-
-
-def versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    import reranker
-
-    names = ("torch", "deepspeed", "transformers", "webdataset")
-    return {"reranker": reranker.__version__, **{name: version(name) for name in names}}

@@ -1,9 +1,9 @@
 """What a training looks like that learns nothing or loses what it learnt: told while it runs, not afterwards.
 
-In: the records of `meter.Meter`, one after another. Out: lines for the user, each cause told once. The most reported
-failures of reranker training are these: a loss that stays at chance, a model that ends up giving every passage the
-same score, a loss that jumps and never comes back (FlagEmbedding #240, #276, #858, #864, #865, #891). Pure: the same
-records give the same lines.
+In: the records of `meter.Meter`, one after another. Out: (cause, line for the user), each cause told once. The most
+reported failures of reranker training are these: a loss that stays at chance, a model that ends up giving every passage
+the same score, a loss that jumps and never comes back (FlagEmbedding #240, #276, #858, #864, #865, #891). Pure: the
+same records give the same lines.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ EQUAL = 1e-3
 """Standard deviation of a group's scores below which they are as good as equal; a fresh head's is about 0.1."""
 COLLAPSED = 0.1
 """Of the largest spread that there was."""
+CAUSES = {"equal": "equal scores", "collapse": "collapsing scores", "chance": "loss at chance"}
+SPIKE = "loss spike"
 
 
 @dataclass
@@ -60,8 +62,8 @@ class Health:
         deviation = math.sqrt(math.fsum((loss - mean) ** 2 for loss in self._losses) / self.steps)
         return mean + self.spike * max(deviation, 1e-3 * abs(mean))
 
-    def see(self, record: dict[str, Any]) -> list[str]:
-        """What a record, and those before it, should tell the user."""
+    def see(self, record: dict[str, Any]) -> list[tuple[str, str]]:
+        """(cause, line) of what a record, and those before it, should tell the user."""
         loss, chance, spread = (record[f"train/{name}"] for name in ("loss", "chance_loss", "score_spread"))
         if not all(map(math.isfinite, (loss, chance, spread))):
             return []  # fp16 overflow; whatever else is not finite ends the training
@@ -75,7 +77,7 @@ class Health:
             math.fsum(values) / len(values) for values in (self._losses, self._chances, self._spreads)
         )
         self._widest = max(self._widest, mean_spread)
-        lines = []
+        lines: list[tuple[str, str]] = []
         if mean_spread < EQUAL:
             lines += self._once("equal", (
                 f"the scores of a group are all the same (standard deviation {mean_spread:.1e}): the model has"
@@ -109,11 +111,11 @@ class Health:
         self._spreads.extend(state["spreads"])
         self._widest, self._told = state["widest"], set(state["told"])
 
-    def _once(self, cause: str, line: str) -> list[str]:
+    def _once(self, cause: str, line: str) -> list[tuple[str, str]]:
         if cause in self._told:
             return []
         self._told.add(cause)
-        return [line]
+        return [(CAUSES[cause], line)]
 
 
 def stop_without_update(step: int, precision: str, outcome: StepOutcome, dump: str) -> None:

@@ -51,6 +51,24 @@ def description(job: Job) -> dict[str, dict[str, Any]]:
     return made
 
 
+def resolved(job: Job, device: str) -> dict[str, Any]:
+    """What the settings come to here: for whoever compares trainings whose settings say `auto`, or nothing."""
+    return {
+        "precision": job.precision.value, "zero_stage": job.stage, "packed": job.packed, "ranks": job.world,
+        "device": device, "steps": job.steps, "groups_an_epoch": job.data.positions, "batch_tokens": job.tokens,
+        "data": job.start.fingerprint, "dev": job.dev_sha256, **identity(job), "versions": versions(),
+    }  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    import reranker
+
+    names = ("torch", "deepspeed", "transformers", "webdataset")
+    return {"reranker": reranker.__version__, **{name: version(name) for name in names}}
+
+
 def told_apart(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, str]:
     """What two descriptions of a thing say differently, each as words; "" where they say the same."""
     ours, theirs = dict(_flat(before)), dict(_flat(now))

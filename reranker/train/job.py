@@ -98,7 +98,7 @@ def prepare(config: TrainConfig, ranks: Ranks, evaluator: Callable[..., Any]) ->
     )
     data = config.data
     tokenizer = PairTokenizer(hugging_face, Contract(data.max_length, data.query_max_length, data.truncation.value))
-    dev = evaluator(data.dev, tokenizer) if data.dev else None
+    dev = evaluator(data.dev, tokenizer, examples=config.tracking.examples) if data.dev else None
     job = Job(config, open_data(config, tokenizer), precision, stage, packed, dev, ranks.world,
               None if config.batch.tokens == "auto" else config.batch.tokens)  # fmt: skip
     if Path(config.run_dir).exists() and not Path(config.run_dir).is_dir():

@@ -24,7 +24,7 @@ from reranker.model import chunks
 from reranker.model.losses import Objective
 from reranker.train.distributed import Ranks
 from reranker.train.flops import ModelFlops
-from reranker.train.guards import Health, stop_if_lost, stop_if_many, stop_without_update
+from reranker.train.guards import SPIKE, Health, stop_if_lost, stop_if_many, stop_without_update
 from reranker.train.meter import Meter
 from reranker.train.schedule import learning_rate
 
@@ -78,11 +78,11 @@ class Events(Protocol):
     def log(self, step: int, metrics: dict[str, Any]) -> None:
         """One record."""
 
-    def warn(self, line: str) -> None:
+    def warn(self, cause: str, line: str) -> None:
         """Something that the user should look at."""
 
-    def evaluate(self) -> dict[str, Any]:
-        """Metrics of the weights as they are."""
+    def evaluate(self, step: int) -> dict[str, Any]:
+        """Metrics of the weights behind `step`."""
 
     def save(self, step: int, planned: Step, scores: dict[str, Any] | None) -> None:
         """A checkpoint behind `step`."""
@@ -125,7 +125,7 @@ def run(
             meter = report(done, last, meter, outcome, plan, ranks, health, tally, events)
         scores, paused = None, time.perf_counter()
         if plan.evaluate_after(done):
-            events.log(done, scores := events.evaluate())
+            events.log(done, scores := events.evaluate(done))
             engine.train()
         if plan.save_after(done):
             events.save(done, last, scores)
@@ -149,11 +149,12 @@ def report(
     events.log(done, record)
     if spiked:
         events.warn(
+            SPIKE,
             f"the loss of step {done} is {record['train/loss']:.3f}, far above those before it: epoch {last.epoch},"
-            f" positions {last.first} to {last.last}; reranker replay CHECKPOINT step={done} shows its groups"
+            f" positions {last.first} to {last.last}; reranker replay CHECKPOINT step={done} shows its groups",
         )
-    for line in health.see(record):
-        events.warn(line)
+    for cause, line in health.see(record):
+        events.warn(cause, line)
     stop_if_lost(done, record["train/loss"], skipped=meter.skipped > 0)
     tally.bad += record["data/bad_groups"]
     stop_if_many(tally.bad, plan.bad_limit)

@@ -24,23 +24,26 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # our workers are the 
 import torch
 
 from reranker.checks import check_train
-from reranker.config.common import BatchPolicy, LabelLoss
+from reranker.config.common import Artifacts, BatchPolicy, LabelLoss
 from reranker.config.training import TrainConfig
 from reranker.errors import UserError
 from reranker.files import write_json
 from reranker.model.cross_encoder import load_config, load_model, load_tokenizer
 from reranker.model.unpad import pack
 from reranker.train import estimate, loop
+from reranker.train.artifacts import artifacts
 from reranker.train.capacity import find_tokens
 from reranker.train.checkpoint import checkpoint_directories
 from reranker.train.distributed import Ranks, device_name, join, leave
 from reranker.train.flops import model_flops
 from reranker.train.guards import Health
+from reranker.train.identity import resolved
 from reranker.train.job import Job, batches, count_lengths, make_plan, plain, prepare
 from reranker.train.owner import Owner
 from reranker.train.preemption import Stop, clear_requeue, mark_requeue, stop_requests
 from reranker.train.resume import Begun, begin, load
 from reranker.train.run_directory import CONFIG, INITIAL
+from reranker.train.tracking import Tracker
 from reranker.train.watchdog import Watchdog
 
 
@@ -48,7 +51,7 @@ def train(config: TrainConfig, evaluator: Callable[..., Any], export: Callable[.
     """Run or resume a training.
 
     Args:
-        evaluator: makes an evaluator of dev groups from (path, tokenizer).
+        evaluator: makes an evaluator of dev groups from (path, tokenizer, examples).
         export: writes the best checkpoint of a run directory as a model.
 
     Returns: the exit code. Raises: UserError.
@@ -95,6 +98,14 @@ def train_with(
             say(told)
             print(estimate.report(job, ranks))
         return 0
+    with contextlib.ExitStack() as behind:
+        return train_and_export(job, ranks, told, stop, export, behind)
+
+
+def train_and_export(
+    job: Job, ranks: Ranks, told: Iterable[str], stop: Stop, export: Callable[..., Path], behind: contextlib.ExitStack
+) -> int:
+    """Go on where the run directory stands, to its exported model; tracking ends with `behind`."""
     owner = Owner.new()
 
     def start() -> Begun | None:
@@ -109,24 +120,40 @@ def train_with(
     begun = ranks.from_first(start)
     if ranks.first:
         clear_requeue(job.run_dir)
+    uploads = job.config.tracking.artifacts is not Artifacts.none
+    tracker: Tracker | None = None
     if begun is not None and begun.steps >= job.steps:
         if ranks.first:
             print(f"{job.run_dir}: all {job.steps} steps were trained before ({begun.path.name})")
+        if uploads:
+            tracker = behind.enter_context(make_tracker(job, ranks, begun.steps))
     else:
         # The first rank of all, then of each node: what one writes is there for the others.
         for turn in (ranks.first, ranks.first_of_node, True):
             ranks.together(lambda turn=turn: count_lengths(job) if turn else None)  # type: ignore[misc]
-        done = train_job(job, ranks, begun, told if ranks.first else [], stop, owner)
+        done, tracker = train_job(job, ranks, begun, told if ranks.first else [], stop, owner, behind)
         if done < job.steps:
             asked = next((name for name in ranks.gather(stop.signal and stop.signal.name) if name), None)
             if ranks.first:
                 mark_requeue(job.run_dir, done, asked)
-                print(f"{job.run_dir}: stopped by {asked} behind step {done} of {job.steps}; the same command goes on")
+                line = f"{job.run_dir}: stopped by {asked} behind step {done} of {job.steps}; the same command goes on"
+                print(line)
+                tracker.alert("stopped as asked", line, "INFO")
             return 0
     exported = ranks.together(lambda: export(job.run_dir) if ranks.first else None)
     if exported is not None:
         print(f"{exported}: the model, a Hugging Face directory")
+        if uploads and tracker is not None:
+            for artifact in artifacts(job, exported):
+                tracker.keep(artifact)
     return 0
+
+
+def make_tracker(job: Job, ranks: Ranks, done: int) -> Tracker:
+    """The records of this training, of which `done` steps are kept."""
+    config = job.config
+    settings = {**plain(config), "resolved": resolved(job, device_name(ranks.device))}
+    return Tracker(job.run_dir, config.name, config.tracking, settings, done, enabled=ranks.first)
 
 
 def say(lines: Iterable[str]) -> None:
@@ -134,10 +161,13 @@ def say(lines: Iterable[str]) -> None:
         print(line, file=sys.stderr)
 
 
-def train_job(job: Job, ranks: Ranks, begun: Begun | None, told: Iterable[str], stop: Stop, owner: Owner) -> int:
-    """Build the engine, go to the checkpoint, run the loop; the steps that are done then.
+def train_job(
+    job: Job, ranks: Ranks, begun: Begun | None, told: Iterable[str], stop: Stop, owner: Owner,
+    behind_all: contextlib.ExitStack,
+) -> tuple[int, Tracker]:  # fmt: skip
+    """Build the engine, go to the checkpoint, run the loop; (the steps that are done then, the records).
 
-    `told` is said once the model is known to load.
+    `told` is said once the model is known to load; the records are closed with `behind_all`.
     """
     from reranker.train.engine import Engine  # deepspeed takes seconds to import: not for dry runs or mistakes
     from reranker.train.events import RunEvents
@@ -193,9 +223,10 @@ def train_job(job: Job, ranks: Ranks, begun: Begun | None, told: Iterable[str], 
             # A short training is watched as well: a quarter of its records is enough to tell.
             window = min(config.guards.window, max(10, job.steps // config.train.log_every // 4))
             health = Health(max(2, window), config.guards.spike, labels)
-            events = RunEvents(job, engine, ranks, begun, stop, watchdog, measured, health, owner)
-            behind.callback(events.close)
             cursor, done = (begun.cursor, begun.steps) if begun else (job.start, 0)
+            tracker = behind_all.enter_context(make_tracker(job, ranks, done))
+            events = RunEvents(job, engine, ranks, begun, stop, watchdog, measured, health, owner, tracker)
+            behind.callback(events.close)
             plan = make_plan(job, done, flops)
             done = loop.run(engine, plan, batches(job, cursor, ranks), ranks, health, events.tally, events)
             events.finish()
@@ -209,7 +240,7 @@ def train_job(job: Job, ranks: Ranks, begun: Begun | None, told: Iterable[str], 
             tell_others(watchdog, error)
             raise
         watchdog.close()
-    return done
+    return done, tracker
 
 
 def tell_others(watchdog: Watchdog, error: BaseException) -> None:

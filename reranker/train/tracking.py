@@ -1,4 +1,4 @@
-"""Metrics of a run -> metrics.jsonl always, and Weights & Biases when it can be had.
+"""Metrics of a run -> metrics.jsonl always, Weights & Biases when it can be had, TensorBoard on request.
 
 In: step and metrics named `group/name`. Tracking never stops a training: what fails is said once and then
 left alone. Resuming goes on in the same Weights & Biases run; metrics.jsonl loses the records behind the
@@ -11,13 +11,20 @@ import json
 import os
 import secrets
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from reranker.config.common import TrackingMode
-from reranker.config.training import TrackingConfig
+from reranker.config.tracking import TrackingConfig
 from reranker.files import write_text
+from reranker.train import wandb_run
+from reranker.train.artifacts import Artifact
+from reranker.train.event_files import EventFiles
 from reranker.train.run_directory import METRICS
+from reranker.train.wandb_run import WandbRun
+
+TITLE = 63
+"""Characters of an alert's title at most, as W&B has it."""
 
 
 class Tracker:
@@ -28,15 +35,19 @@ class Tracker:
     ) -> None:
         self.run_id = run_id(run_dir) if enabled else None
         self._file: Any = None
+        self._name = name
         self._unwritten = b""
-        self._wandb: Any = None
+        self._event_files: EventFiles | None = None
+        self._wandb: WandbRun | None = None
         if not enabled:
             return
         path = run_dir / METRICS
         kept = [line for line in path.read_text("utf-8").splitlines() if _step(line) <= step] if path.exists() else []
         write_text(path, "".join(line + "\n" for line in kept))
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (open for the length of the run)
-        self._start_wandb(run_dir, name, config, settings)
+        if config.tensorboard:
+            self._event_files = EventFiles(run_dir, step, config.timeout)
+        self._wandb = wandb_run.start(run_dir, name, self.run_id, config, settings)
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
         """One record of metrics behind `step` optimizer steps."""
@@ -44,10 +55,24 @@ class Tracker:
             return
         self._write(json.dumps({"step": step, **metrics}).encode() + b"\n")
         if self._wandb is not None:
-            try:
-                self._wandb.log({key: value for key, value in metrics.items() if value is not None}, step=step)
-            except Exception as error:  # whatever a tracking service does, training goes on
-                self._give_up(error)
+            self._wandb.log(step, metrics)
+        if self._event_files is not None:
+            self._event_files.log(step, metrics)
+
+    def show(self, step: int, rows: Sequence[tuple[object, ...]]) -> None:
+        """A table of dev queries with their passages (`examples.COLUMNS`), behind `step` optimizer steps."""
+        for place in (self._wandb, self._event_files):
+            if place is not None and rows:
+                place.show(step, rows)
+
+    def alert(self, cause: str, text: str, level: str = "WARN") -> None:
+        """Tell whoever is not looking; alerts of the same cause are sent once in `tracking.alert_wait` seconds."""
+        if self._wandb is not None:
+            self._wandb.alert(f"{self._name}: {cause}"[-TITLE:], text, level)
+
+    def keep(self, artifact: Artifact) -> None:
+        if self._wandb is not None:
+            self._wandb.keep(artifact)
 
     def flush(self) -> None:
         """See that all records are on the disk: a checkpoint that outlives the power counts on those before it."""
@@ -70,46 +95,22 @@ class Tracker:
                 print(f"tracking: {METRICS} cannot be written ({error.strerror}); records are kept and written later",
                       file=sys.stderr)  # fmt: skip
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         if self._file is not None:
             self._write(b"")
             self._file.close()
+        if self._event_files is not None:
+            self._event_files.close()
         if self._wandb is not None:
-            try:
-                self._wandb.finish()
-            except Exception as error:
-                self._give_up(error)
+            self._wandb.close(failed)
 
-    def _start_wandb(self, run_dir: Path, name: str, config: TrackingConfig, settings: dict[str, Any]) -> None:
-        try:
-            mode = wandb_mode(config.mode)
-            if mode == "disabled":
-                return
-            import wandb
+    def __enter__(self) -> Tracker:
+        return self
 
-            # W&B's own words would run into the progress bar.
-            quiet = wandb.Settings(
-                silent=True, console="off", init_timeout=config.timeout, finish_timeout=config.timeout
-            )  # fmt: skip
-            common: dict[str, Any] = {
-                "id": self.run_id, "name": name, "project": config.project, "entity": config.entity,
-                "group": config.group, "tags": list(config.tags), "config": settings, "dir": str(run_dir),
-                "resume": "allow", "settings": quiet,
-            }  # fmt: skip
-            try:
-                self._wandb = wandb.init(mode=mode, **common)
-            except wandb.errors.Error:
-                if mode == "offline":
-                    raise
-                print("tracking: Weights & Biases cannot be reached, recording offline", file=sys.stderr)
-                self._wandb = wandb.init(mode="offline", **common)
-        except Exception as error:
-            self._give_up(error)
-
-    def _give_up(self, error: Exception) -> None:
-        self._wandb = None
-        reason = " ".join(str(error).split())
-        print(f"tracking: Weights & Biases failed ({reason}); {METRICS} goes on", file=sys.stderr)
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, Exception):
+            self.alert("ended early", " ".join(f"{error}".split()) or type(error).__name__, "ERROR")
+        self.close(failed=error is not None)
 
 
 def run_id(run_dir: Path) -> str:
@@ -121,18 +122,6 @@ def run_id(run_dir: Path) -> str:
     if not path.is_file():
         write_text(path, secrets.token_hex(8) + "\n")
     return path.read_text("utf-8").strip()
-
-
-def wandb_mode(mode: TrackingMode) -> Any:
-    """online, offline or disabled; WANDB_MODE decides for auto, then the presence of a key."""
-    if mode is not TrackingMode.auto:
-        return mode.value
-    if asked := os.environ.get("WANDB_MODE"):
-        return asked
-    if os.environ.get("WANDB_API_KEY"):
-        return "online"
-    netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
-    return "online" if netrc.is_file() and "wandb" in netrc.read_text(errors="replace") else "offline"
 
 
 def _step(line: str) -> int:

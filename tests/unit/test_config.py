@@ -114,6 +114,13 @@ def test_the_defaults_are_accepted() -> None:
         ("train.max_steps", 0),
         ("train.keep_last", 0),
         ("train.metric", "accuracy"),
+        ("tracking.tags", ["ko", ""]),
+        ("tracking.tags", ["k" * 65]),
+        ("tracking.project", "team/ko"),
+        ("tracking.project", ""),
+        ("tracking.examples", -1),
+        ("tracking.alert_wait", -1.0),
+        ("tracking.upload_timeout", 0.0),
     ],
 )
 def test_a_value_that_cannot_be_is_refused_by_its_key(key: str, value: Any) -> None:

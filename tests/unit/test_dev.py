@@ -34,7 +34,7 @@ def evaluator(directory: Path, tmp_path: Path) -> Callable[..., DevEvaluator]:
     path = tmp_path / "dev.jsonl"
     path.write_text("".join(json.dumps(group) + "\n" for group in GROUPS))
     tokenizer = PairTokenizer(load_tokenizer(str(directory)), Contract(64))
-    return lambda batch_tokens=128: DevEvaluator(path, tokenizer, batch_tokens)
+    return lambda batch_tokens=128, examples=0: DevEvaluator(path, tokenizer, batch_tokens, examples)
 
 
 def _alone(values: list[Any]) -> list[list[Any]]:
@@ -83,20 +83,55 @@ def test_every_world_size_and_batch_size_gives_the_same_metrics(
         return score_pairs(model, pairs)
 
     cpu = torch.device("cpu")
-    expected = evaluator(4096).evaluate(score, 0, 1, _alone, cpu, False)
+    expected, _ = evaluator(4096).evaluate(score, 0, 1, _alone, cpu, False)
     assert set(expected) == {"mrr", "ndcg@10", "has_right_in_contexts"}
     assert 0 < expected["mrr"] < 1
     for world, batch_tokens, packed in ((2, 128, False), (3, 40, True), (9, 4096, False)):
         ranks, evaluators = _Ranks(world), [evaluator(batch_tokens) for _ in range(world)]
         found = ranks.run(lambda rank: evaluators[rank].evaluate(score, rank, world, ranks.gather(rank), cpu, packed))  # noqa: B023
-        assert found == [expected] * world
+        assert [metrics for metrics, _ in found] == [expected] * world
+
+
+def test_every_world_size_hands_back_the_same_examples_with_the_scores_of_the_evaluation(
+    directory: Path, evaluator: Callable[..., DevEvaluator]
+) -> None:
+    model, calls = load_model(str(directory))[0].eval(), 0
+
+    def score(pairs: PackedPairs) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return score_pairs(model, pairs)
+
+    cpu = torch.device("cpu")
+    metrics, examples = evaluator(4096, 3).evaluate(score, 0, 1, _alone, cpu, False)
+    assert len(examples) == 3
+    assert calls == 1, "the examples cost no forward of their own"
+    everything = {one.number: one for one in evaluator(4096, 99).evaluate(score, 0, 1, _alone, cpu, False)[1]}
+    assert metrics["mrr"] == pytest.approx(sum(1 / one.right_at for one in everything.values()) / len(GROUPS))
+    for one in examples:
+        assert one == everything[one.number]
+        group = GROUPS[one.number]
+        assert one.query == group["query"]
+        assert sorted(text for *_, text in one.passages) == sorted([*group["pos"], *group["neg"]])
+        assert [score for _, score, *_ in one.passages] == sorted(
+            (score for _, score, *_ in one.passages), reverse=True
+        )
+        assert [rank for rank, _, right, _ in one.passages if right] == [one.right_at]
+    places = [(one.number, one.right_at) for one in examples]
+
+    def on(world: int) -> list[Any]:
+        ranks, evaluators = _Ranks(world), [evaluator(128, 3) for _ in range(world)]
+        return ranks.run(lambda rank: evaluators[rank].evaluate(score, rank, world, ranks.gather(rank), cpu, True))
+
+    for _, found in (*on(2), *on(9)):
+        assert [(one.number, one.right_at) for one in found] == places
 
 
 @pytest.mark.parametrize("world", [2, 3, 9])
 def test_every_rank_calls_the_forward_equally_often(world: int, evaluator: Callable[..., DevEvaluator]) -> None:
     ranks, evaluators, calls = _Ranks(world), [evaluator(64) for _ in range(world)], [0] * world
 
-    def job(rank: int) -> dict[str, float]:
+    def job(rank: int) -> object:
         def score(pairs: PackedPairs) -> torch.Tensor:
             calls[rank] += 1
             return pairs.cu_seqlens.diff().float()
@@ -108,7 +143,7 @@ def test_every_rank_calls_the_forward_equally_often(world: int, evaluator: Calla
 
 
 def test_a_model_that_scores_everything_alike_gets_the_worst_rank(evaluator: Callable[..., DevEvaluator]) -> None:
-    found = evaluator().evaluate(lambda pairs: torch.zeros(len(pairs)), 0, 1, _alone, torch.device("cpu"), True)
+    found, _ = evaluator().evaluate(lambda pairs: torch.zeros(len(pairs)), 0, 1, _alone, torch.device("cpu"), True)
     assert found["mrr"] == pytest.approx(sum(1 / (1 + len(group["neg"])) for group in GROUPS) / len(GROUPS))
 
 
@@ -131,7 +166,7 @@ def test_a_prompt_goes_before_the_query_as_in_training(directory: Path, tmp_path
 def test_a_score_that_is_not_finite_is_told_on_every_rank(evaluator: Callable[..., DevEvaluator]) -> None:
     ranks, evaluators = _Ranks(2), [evaluator(), evaluator()]
 
-    def job(rank: int) -> dict[str, float]:
+    def job(rank: int) -> object:
         value = float("nan") if rank == 0 else 1.0
         return evaluators[rank].evaluate(
             lambda pairs: torch.full((len(pairs),), value), rank, 2, ranks.gather(rank), torch.device("cpu"), True

@@ -22,7 +22,7 @@ def record(loss: float, spread: float = 1.0, chance: float = CHANCE) -> dict[str
 def told(records: list[dict[str, Any]], window: int = 10, labels: float | None = 1.0) -> list[tuple[int, str]]:
     """(record, first words) of each line."""
     health = Health(window, 8.0, labels)
-    return [(number, line) for number, one in enumerate(records) for line in health.see(one)]
+    return [(number, line) for number, one in enumerate(records) for _, line in health.see(one)]
 
 
 def learning(steps: int) -> list[dict[str, Any]]:
@@ -101,10 +101,10 @@ def test_a_watch_that_is_kept_and_restored_goes_on_as_the_one_before() -> None:
     whole = told(records)
     for cut in (3, 12, 50, 130):
         first = Health(10, 8.0)
-        lines = [(number, line) for number, one in enumerate(records[:cut]) for line in first.see(one)]
+        lines = [(number, line) for number, one in enumerate(records[:cut]) for _, line in first.see(one)]
         second = Health(10, 8.0)
         second.restore(json.loads(json.dumps(first.to_dict())))
-        lines += [(cut + number, line) for number, one in enumerate(records[cut:]) for line in second.see(one)]
+        lines += [(cut + number, line) for number, one in enumerate(records[cut:]) for _, line in second.see(one)]
         assert lines == whole
 
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from reranker.checks import check_tracking
 from reranker.config.common import TrackingMode
-from reranker.config.training import TrackingConfig
-from reranker.train.tracking import METRICS, Tracker, run_id, wandb_mode
+from reranker.config.tracking import TrackingConfig
+from reranker.errors import UserError
+from reranker.train import logged
+from reranker.train.tracking import METRICS, Tracker, run_id
+from reranker.train.wandb_run import wandb_mode
 from tests.distributed.ranks import until
+from tests.wandb_records import Run, read_run
 
 NONE = TrackingConfig(mode=TrackingMode.disabled)
 
@@ -27,6 +33,13 @@ def _no_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def start(run_dir: Path, config: TrackingConfig = NONE, step: int = 0, enabled: bool = True) -> Tracker:
     run_dir.mkdir(exist_ok=True)
     return Tracker(run_dir, "ko", config, {"optim": {"lr": 1e-5}}, step, enabled)
+
+
+def offline_run(run_dir: Path) -> Run:
+    """What the one offline run under a run directory has recorded. W&B's own process may write behind finish()."""
+    (path,) = run_dir.glob("wandb/offline-run-*/run-*.wandb")
+    until(lambda: read_run(path).ended, lambda: f"{path} does not end", deadline=30)
+    return read_run(path)
 
 
 def records(run_dir: Path) -> list[dict[str, Any]]:
@@ -103,12 +116,80 @@ def test_without_a_key_the_run_is_recorded_offline_under_its_id(
     tracker = start(tmp_path / "run", TrackingConfig())
     tracker.log(1, {"train/loss": 0.5, "train/grad_norm": None})
     tracker.close()
-    (record,) = (tmp_path / "run" / "wandb").glob(f"offline-run-*-{tracker.run_id}/run-{tracker.run_id}.wandb")
-    # What `wandb sync` would send: the metric and the settings. W&B's own process may write behind finish().
-    for word in (b"train/loss", b"optim"):
-        until(lambda word=word: word in record.read_bytes(), lambda word=word: f"no {word!r} in {record}", deadline=30)
+    run = offline_run(tmp_path / "run")
+    # What `wandb sync` would send: the metric and the settings.
+    assert [(row["_step"], row["train/loss"]) for row in run.history] == [(1, 0.5)]
+    assert "train/grad_norm" not in run.history[0]
+    assert run.config["optim"] == {"lr": 1e-5}
+    assert run.of("run")[0].run_id == tracker.run_id
     assert records(tmp_path / "run") == [{"step": 1, "train/loss": 0.5, "train/grad_norm": None}]
     assert capfd.readouterr().err == ""
+
+
+def test_a_run_carries_what_it_is_found_by(tmp_path: Path) -> None:
+    config = TrackingConfig(
+        project="rerankers", entity="team", group="rates", job_type="ablation", tags=["ko", "large"], notes="why not"
+    )
+    start(tmp_path / "run", config).close()
+    (run,) = offline_run(tmp_path / "run").of("run")
+    assert (run.project, run.entity, run.run_group, run.job_type) == ("rerankers", "team", "rates", "ablation")
+    assert (list(run.tags), run.notes, run.display_name) == (["ko", "large"], "why not", "ko")
+
+
+def test_every_metric_is_drawn_over_optimizer_steps_and_its_best_value_stands_for_the_run(tmp_path: Path) -> None:
+    tracker = start(tmp_path / "run", TrackingConfig())
+    for step, (loss, mrr) in enumerate([(1.0, 0.2), (0.25, 0.5), (0.75, 0.375)], 11):
+        tracker.log(step, {"train/loss": loss, "train/learning_rate": loss / 2})
+        tracker.log(step, {"eval/mrr": mrr})
+    tracker.close()
+    run = offline_run(tmp_path / "run")
+    defined = {metric.name: metric for metric in run.of("metric")}
+    assert set(defined) == {"step", *(metric.name for metric in logged.METRICS)}
+    assert {metric.step_metric for name, metric in defined.items() if name != "step"} == {"step"}
+    # One row for each step, the axis among its columns.
+    rows = [(row["step"], row["_step"], row["train/loss"], row["eval/mrr"]) for row in run.history]
+    assert rows == [(11, 11, 1.0, 0.2), (12, 12, 0.25, 0.5), (13, 13, 0.75, 0.375)]
+    assert run.summary["train/loss"] == {"min": 0.25, "last": 0.75}
+    assert run.summary["eval/mrr"] == {"max": 0.5, "last": 0.375}
+    assert run.summary["train/learning_rate"] == 0.375
+
+
+def test_alerts_are_of_their_level_and_wait_before_the_same_is_sent_again(tmp_path: Path) -> None:
+    tracker = start(tmp_path / "run", TrackingConfig(alerts=True, alert_wait=120.0))
+    tracker.alert("loss at chance", "the loss has stayed at that of a guess")
+    tracker.alert("stopped as asked", "behind step 3", "INFO")
+    tracker.close()
+    found = [(one.title, one.text, one.level, one.wait_duration) for one in offline_run(tmp_path / "run").of("alert")]
+    assert found == [
+        ("ko: loss at chance", "the loss has stayed at that of a guess", "WARN", 120_000),
+        ("ko: stopped as asked", "behind step 3", "INFO", 120_000),
+    ]
+
+
+def test_an_error_that_ends_a_training_is_alerted_and_the_run_has_failed(tmp_path: Path) -> None:
+    error = UserError("train/loss", "nan at step 3", "a finite number", "lower optim.lr")
+    with pytest.raises(UserError), start(tmp_path / "run", TrackingConfig(alerts=True)) as tracker:
+        tracker.log(1, {"train/loss": 1.0})
+        raise error
+    run = offline_run(tmp_path / "run")
+    assert [(one.title, one.text, one.level) for one in run.of("alert")] == [("ko: ended early", str(error), "ERROR")]
+    assert run.of("exit")[0].exit_code == 1
+    with start(tmp_path / "other", TrackingConfig()) as tracker:
+        tracker.alert("loss at chance", "nobody is told, offline")
+    run = offline_run(tmp_path / "other")
+    assert run.of("alert") == []
+    assert run.of("exit")[0].exit_code == 0
+
+
+def test_the_title_of_an_alert_is_no_longer_than_it_may_be_and_ends_with_its_cause(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    config = TrackingConfig(mode=TrackingMode.offline, alerts=True)
+    with Tracker(run_dir, "n" * 90, config, {}, 0, True) as tracker:
+        tracker.alert("loss at chance", "text")
+    (alert,) = offline_run(run_dir).of("alert")
+    assert len(alert.title) < 64
+    assert alert.title.endswith("n: loss at chance")
 
 
 def test_a_tracking_directory_that_cannot_be_made_stops_nothing(
@@ -146,6 +227,61 @@ def test_disabled_tracking_leaves_the_metrics_alone(tmp_path: Path) -> None:
     tracker.close()
     assert not (tmp_path / "wandb").exists()
     assert [record["step"] for record in records(tmp_path)] == [1]
+
+
+def event_files(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard shows of a run directory: (step, value) of each name."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    read = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    return {
+        name: [(event.step, round(event.value, 6)) for event in read.Scalars(name)] for name in read.Tags()["scalars"]
+    }
+
+
+BOARD = TrackingConfig(mode=TrackingMode.disabled, tensorboard=True)
+
+
+def test_tensorboard_has_the_same_names_and_steps(tmp_path: Path) -> None:
+    with start(tmp_path / "run", BOARD) as tracker:
+        tracker.log(1, {"train/loss": 0.5, "train/grad_norm": None})
+        tracker.log(2, {"train/loss": 0.25, "eval/ndcg@10": 0.125})
+        tracker.show(2, [("질문 | 둘", 2, None, 1, 0.5, False, "다른 글")])
+    assert event_files(tmp_path / "run") == {"train/loss": [(1, 0.5), (2, 0.25)], "eval/ndcg@10": [(2, 0.125)]}
+    assert not (tmp_path / "run/wandb").exists()
+    (path,) = (tmp_path / "run/tensorboard").iterdir()
+    assert "| 질문 \\| 둘 | 2 |  | 1 | 0.5000 | False | 다른 글 |".encode() in path.read_bytes()
+
+
+def test_no_step_has_two_values_in_tensorboard_behind_a_resume_that_went_back(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    with start(run_dir, BOARD) as tracker:
+        for step in range(1, 6):
+            tracker.log(step, {"train/loss": float(step)})
+    with start(run_dir, BOARD, step=3) as tracker:
+        tracker.log(4, {"train/loss": 40.0})
+    assert event_files(run_dir) == {"train/loss": [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)]}
+    with start(run_dir, BOARD) as tracker:  # begun anew
+        tracker.log(1, {"train/loss": 100.0})
+    assert event_files(run_dir) == {"train/loss": [(1, 100.0)]}
+
+
+def test_event_files_that_cannot_be_written_stop_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tensorboard").write_text("a file where TensorBoard wants a directory", encoding="utf-8")
+    with start(tmp_path, BOARD) as tracker:
+        tracker.log(1, {"train/loss": 0.5})
+    assert [record["step"] for record in records(tmp_path)] == [1]
+    assert "tracking: TensorBoard failed (" in capfd.readouterr().err
+
+
+def test_tensorboard_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)  # what is not installed cannot be found
+    with pytest.raises(UserError) as caught:
+        check_tracking(BOARD)
+    assert str(caught.value) == (
+        "tracking.tensorboard: found true without the package tensorboard, expected that package; "
+        'pip install "ko-reranker[tensorboard]"'
+    )
 
 
 def test_the_mode_follows_the_setting_then_the_environment_then_the_key(

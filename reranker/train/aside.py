@@ -1,0 +1,68 @@
+"""Calls beside the training: made by a thread, one after another, in the order in which they were given.
+
+Whatever a call costs, or waits for, the training does not. A call that raises is the last one: `failed` is told of it,
+on the thread, and what is given later is left out.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+MOST = 10_000
+"""Calls that may wait: with a record a second, those of some hours in which nothing answers."""
+
+
+class Aside:
+    """A thread of its own for calls to something slow.
+
+    Args:
+        name: the thread's.
+        failed: told of the first call that raised.
+        full: called, once, when a call is left out because `most` are waiting.
+    """
+
+    def __init__(
+        self, name: str, failed: Callable[[Exception], None], full: Callable[[], None], most: int = MOST
+    ) -> None:
+        self._failed, self._full, self._told = failed, full, False
+        self._calls: queue.Queue[Callable[[], Any] | None] = queue.Queue(most)
+        self.over = False
+        """Whether a call has failed: there will be no others."""
+        # A daemon: a process that ends does not wait for a service that never answers.
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def do(self, call: Callable[[], Any]) -> None:
+        """Make a call some time soon. Returns at once."""
+        if self.over:
+            return
+        try:
+            self._calls.put_nowait(call)
+        except queue.Full:
+            if not self._told:
+                self._told = True
+                self._full()
+
+    def close(self, last: Callable[[], Any], seconds: float) -> bool:
+        """Make a last call behind all others; whether all were made, or have failed, within so many seconds."""
+        self.do(last)
+        if self.over:
+            return True
+        try:
+            self._calls.put(None, timeout=seconds)
+        except queue.Full:
+            return False
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while (call := self._calls.get()) is not None:
+            try:
+                call()
+            except Exception as error:  # whatever a service does, the training goes on
+                self.over = True
+                self._failed(error)
+                return
