@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from reranker.errors import UserError, closest
+from reranker.evaluate.reference import grades_by_text
 
 Judged = Mapping[str, int] | Collection[str]
 """{passage: grade}, or the passages that are relevant, all of grade 1."""
@@ -26,7 +27,7 @@ class Measure:
     Attributes:
         function: what computes it.
         k: ranks that are looked at; None: all.
-        by_text: it compares texts, not ids (`reference.py`).
+        by_text: it compares texts, not ids, as the reference did (`reference.py`).
     """
 
     name: str
@@ -34,10 +35,14 @@ class Measure:
     k: int | None
     by_text: bool = False
 
-    def of(self, ranked: Sequence[str], judged: Judged) -> float:
-        """Its value for one query."""
+    def of(self, ranked: Sequence[str], judged: Judged, text_of: Callable[[str], str] = str) -> float:
+        """Its value for one query; `text_of` gives the text of an id, for what compares texts."""
         grades = grades_of(judged)
-        return self.function([grades.get(passage, 0) for passage in ranked], list(grades.values()), self.k)
+        if self.by_text:
+            found = grades_by_text(ranked, grades, text_of, self.k)
+        else:
+            found = [grades.get(passage, 0) for passage in ranked]
+        return self.function(found, list(grades.values()), self.k)
 
 
 def grades_of(judged: Judged) -> Mapping[str, int]:
@@ -107,8 +112,12 @@ NAMES: dict[str, Callable[[Sequence[int], Sequence[int], int | None], float]] = 
     "ndcg_exponential": ndcg_exponential,
     "map": average_precision,
     "recall": recall,
+    "reference_has_right_context": success,
+    "reference_mrr": reciprocal_rank,
 }
-"""A name takes a cutoff, @k. Without one has_right_in_contexts looks among the contexts, the others at all ranks."""
+"""A name takes a cutoff, @k."""
+AMONG_CONTEXTS = ("has_right_in_contexts", "reference_has_right_context", "reference_mrr")
+"""What looks among the contexts without a cutoff; the others look at all ranks."""
 
 
 def measure(name: str, contexts: int) -> Measure:
@@ -120,5 +129,5 @@ def measure(name: str, contexts: int) -> Measure:
         raise UserError("metrics", repr(name), "one of " + ", ".join(NAMES), fix)
     if cut and not re.fullmatch("[1-9][0-9]{0,8}", digits):
         raise UserError("metrics", repr(name), "a number of ranks behind the @", f"write {base}@10, for example")
-    k = int(digits) if cut else contexts if base == "has_right_in_contexts" else None
-    return Measure(name, NAMES[base], k)
+    k = int(digits) if cut else contexts if base in AMONG_CONTEXTS else None
+    return Measure(name, NAMES[base], k, by_text=base.startswith("reference_"))

@@ -7,7 +7,7 @@ always broken against the system under test.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -50,7 +50,11 @@ def rank_of_right(ranked: Sequence[str], judged: Judged) -> int | None:
 
 
 def per_query(
-    rankings: Sequence[Sequence[str]], judged: Sequence[Judged], contexts: int, metrics: Sequence[str] = METRICS
+    rankings: Sequence[Sequence[str]],
+    judged: Sequence[Judged],
+    contexts: int,
+    metrics: Sequence[str] = METRICS,
+    text_of: Callable[[str], str] = str,
 ) -> dict[str, np.ndarray]:
     """{metric: values_Q} of Q queries, each with its ranked passages, best first, and its relevant ones.
 
@@ -59,10 +63,13 @@ def per_query(
       |{queries with a relevant passage in the first k}| / |queries|.
     - mrr: 1 / rank of the first relevant passage, 0 if it is not among those ranked. (RR.)
     - ndcg@10: the grades as gains, the ideal being all judged passages in the best order. (nDCG@10.)
-    - or any other that `measures.measure` knows. Raises UserError for one that it does not.
+    - or any other that `measures.measure` knows, some of which want the text of an id. Raises UserError for one that
+      it does not.
     """
     return {
-        name: np.array([of.of(ranked, wanted) for ranked, wanted in zip(rankings, judged, strict=True)], np.float64)
+        name: np.array(
+            [of.of(ranked, wanted, text_of) for ranked, wanted in zip(rankings, judged, strict=True)], np.float64
+        )
         for name, of in ((name, measure(name, contexts)) for name in metrics)
     }
 
