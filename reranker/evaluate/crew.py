@@ -1,14 +1,14 @@
 """The processes that share an evaluation: one by itself, or the ranks of a launcher.
 
 In: the launcher's environment. Out: a `Crew`, by which all hear of the same values, and a mistake found by one is
-raised by all. Who shares what is decided elsewhere, by pure functions.
+raised by all. What each does is a pure function of what there is to do, its rank and their number.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -49,6 +49,11 @@ class Alone:
 
     def from_first(self, action: Callable[[], T]) -> T:
         return action()
+
+
+def deal(batches: Sequence[list[int]], rank: int, world: int) -> list[list[int]]:
+    """The batches of a rank: they go round, longest first, so that no rank has more than one more than another."""
+    return list(batches[rank::world])
 
 
 @contextlib.contextmanager

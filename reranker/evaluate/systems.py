@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from reranker.config.models import EvaluateConfig
-from reranker.evaluate.crew import Crew
+from reranker.evaluate.crew import Crew, deal
 from reranker.model.reranker import WINDOW, Reranker
 
 BASE, TUNED = "base", "fine-tuned"
@@ -106,11 +106,6 @@ def score_together(
         assert (times_N == 1).all(), "a pair that was scored by no rank, or by two"
     reranker.refuse_lost(scores_N, pairs)
     return scores_N
-
-
-def deal(batches: Sequence[list[int]], rank: int, world: int) -> list[list[int]]:
-    """The batches of a rank: they go round, longest first, so that no rank has more than one more than another."""
-    return list(batches[rank::world])
 
 
 def latency(system: System, queries: Sequence[Pairs]) -> dict[str, float]:

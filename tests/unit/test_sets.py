@@ -266,6 +266,20 @@ def test_grades_count_and_a_query_of_which_nothing_is_relevant_stays(
     assert json.loads((data / "report/details.json").read_text())["sets"]["a"]["without_relevant"] == 1
 
 
+def test_the_time_of_a_query_is_measured_on_request(
+    settings: Callable[..., EvaluateConfig], data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate_command(settings(sets={"a": str(data / "own")}, latency=4))
+    rows = {row["system"]: row for row in json.loads((data / "report/table.json").read_text())}
+    assert [name for name, row in rows.items() if "latency" in row] == ["fine-tuned"]
+    found = rows["fine-tuned"]["latency"]
+    assert found["queries"] == 4
+    assert 0 < found["median"] <= found["p95"]
+    cell = f"{1000 * found['median']:.1f} / {1000 * found['p95']:.1f}"
+    assert f"| {cell} |" in (data / "report/table.md").read_text()
+    assert f"fine-tuned {cell}." in " ".join(capsys.readouterr().out.split())
+
+
 def test_sets_can_be_a_yaml_file(settings: Callable[..., EvaluateConfig], data: Path) -> None:
     (data / "sets.yaml").write_text(f"a:\n  path: {data}/beir\n  split: train\nb: {data}/eval.csv\n")
     found = sets_of(settings(sets=str(data / "sets.yaml")))
