@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -83,25 +84,29 @@ def _score(
         (query.query, material.corpus[name].text)
         for query, names in zip(queries, candidates, strict=True) for name in names
     ]  # fmt: skip
-    scores, latencies = {}, {}
+    scores: dict[str, list[list[float]]] = {}
+    latencies: dict[str, dict[str, float]] = {}
     for system in systems:
         roles = [KEYS.get(system.name, system.name), *(one.key(role) for role in one.files)]
         files = [inputs[role]["sha256"] for role in roles if role in inputs]
         asked = digest([environment, files, [query.qid for query in queries], candidates, config.max_length])
         name = f"{one.name}.{system.name}" if one.name else system.name
-        kept = crew.from_first(lambda name=name, asked=asked: cache.get(name, asked))  # type: ignore[misc]
+        kept = crew.from_first(partial(cache.get, name, asked))
         if kept is None:
             with progress_bar(total=len(pairs), desc=name, unit=" pairs", disable=not crew.first) as bar:
                 values = iter(system.score(pairs, crew, bar.update).tolist())
             kept = [[next(values) for _ in names] for names in candidates]
-            if crew.first:
-                cache.put(name, asked, kept)
+            crew.together(partial(_keep, cache, name, asked, kept, crew))
         scores[system.name] = kept
         if config.latency:
-            latencies[system.name] = crew.from_first(
-                lambda system=system: latency(system, _of_queries(queries, candidates, pairs, config.latency))  # type: ignore[misc]
-            )
+            some = _of_queries(queries, candidates, pairs, config.latency)
+            latencies[system.name] = crew.from_first(partial(latency, system, some))
     return Scored(one, queries, material.corpus, candidates, scores, latencies)
+
+
+def _keep(cache: Scores, name: str, asked: str, scores: list[list[float]], crew: Crew) -> None:
+    if crew.first:
+        cache.put(name, asked, scores)
 
 
 def _same_everywhere(

@@ -43,9 +43,7 @@ def _evaluate(config: EvaluateConfig, crew: Crew, device: str) -> int:
     inputs = crew.from_first(lambda: inputs_of(config, sets, known.get("inputs") or {}))
     environment = crew.together(lambda: environment_of(config))
     contents = {name: entry["sha256"] for name, entry in inputs.items()}
-    of_sets = [
-        [one.name, one.form.value, one.stage.value, one.depths, one.describe(), repr(one.config)] for one in sets
-    ]
+    of_sets = [one.settings() for one in sets]
     fingerprint = digest([environment, settings_of(config), contents, of_sets])
     same = output is not None and not config.force and known.get("fingerprint") == fingerprint
     if same and crew.from_first(lambda: output is not None and _whole(output, known)):

@@ -63,6 +63,12 @@ class EvaluationSet:
             return forms.read_csv(files["path"], files.get("corpus"))
         return forms.read_judged(files["corpus"], files["queries"], files["qrels"])
 
+    def settings(self) -> list[Any]:
+        """What its table depends on beside the content of its files."""
+        dense = self.config.dense
+        return [self.name, self.form.value, self.stage.value, list(self.depths), dataclasses.asdict(self.bm25),
+                [dense.query_prefix, dense.passage_prefix, dense.max_length]]  # fmt: skip
+
     def describe(self) -> str:
         """The first stage in words."""
         if self.stage is Stage.bm25:
