@@ -44,21 +44,23 @@ _FUNCTIONS = {
     "replay": "reranker.train.replay:replay_command",
     "dashboard": "reranker.train.dashboard:dashboard_command",
     "evaluate": "reranker.evaluate.report:evaluate_command",
+    "evaluate compare": "reranker.evaluate.compare:compare_command",
     "export": "reranker.export.huggingface:export_command",
     "score": "reranker.model.reranker:score_command",
     "demo": "reranker.demo.prepare:demo_command",
 }
 _DIRECTORY = {
-    "data inspect": "shards",
-    "data verify": "shards",
-    "jobs": "runs",
-    "sweep show": "sweep",
-    "checkpoint list": "run",
-    "checkpoint verify": "path",
-    "replay": "checkpoint",
+    "data inspect": ("shards",),
+    "data verify": ("shards",),
+    "jobs": ("runs",),
+    "sweep show": ("sweep",),
+    "checkpoint list": ("run",),
+    "checkpoint verify": ("path",),
+    "replay": ("checkpoint",),
+    "evaluate compare": ("first", "second"),
 }
-"""The key that a lone directory is the value of, in the commands that take one."""
-_TO_READ = ("score", "data inspect", "jobs", "sweep show", "checkpoint list", "replay")
+"""The keys that lone directories are the values of, in the commands that take any."""
+_TO_READ = ("score", "data inspect", "jobs", "sweep show", "checkpoint list", "replay", "evaluate compare")
 """Commands whose output is all that they are for."""
 _OUTSIDE = ("prepare",)
 """Commands that run others: behind Hydra, which does not run in itself."""
@@ -77,10 +79,11 @@ def main(argv: list[str] | None = None) -> int:
             print(__version__)
             return 0
         family = [name for name in COMMANDS if name.startswith(f"{argv[0]} ")]
-        if family and (len(argv) == 1 or argv[1] in _HELP):
+        alone = argv[0] in COMMANDS  # `evaluate` is a command, and so is `evaluate compare`
+        if family and not alone and (len(argv) == 1 or argv[1] in _HELP):
             print(overview(family))
             return 0
-        words = 2 if family else 1
+        words = 2 if " ".join(argv[:2]) in COMMANDS or (family and not alone) else 1
         command = " ".join(argv[:words])
         if command not in COMMANDS:
             near = closest(command, family or COMMANDS)
@@ -127,7 +130,7 @@ def run_command(command: str, arguments: list[str], work: Callable[[Any], int] |
     UserError.
     """
     if any(argument in ("-h", "--help") for argument in arguments):
-        print(command_help(command, command in _DIRECTORY))
+        print(command_help(command, len(_DIRECTORY.get(command, ()))))
         return 0
     import yaml
     from hydra.core.config_store import ConfigStore
@@ -205,14 +208,14 @@ def _config_name(command: str) -> str:
 
 
 def _with_directory(command: str, arguments: list[str]) -> list[str]:
-    """`arguments` with a lone directory written as key=..., where the command takes one."""
-    if command not in _DIRECTORY:
-        return arguments
+    """`arguments` with lone directories written as key=..., where the command takes any."""
+    keys = list(_DIRECTORY.get(command, ()))
+    written = list(arguments)
     for place, argument in enumerate(arguments):
         of_a_flag = place > 0 and arguments[place - 1].startswith("-")  # --cfg job
-        if argument and "=" not in argument and not argument.startswith(("-", "~")) and not of_a_flag:
-            return [*arguments[:place], f"{_DIRECTORY[command]}={quoted(argument)}", *arguments[place + 1 :]]
-    return arguments
+        if keys and argument and "=" not in argument and not argument.startswith(("-", "~")) and not of_a_flag:
+            written[place] = f"{keys.pop(0)}={quoted(argument)}"
+    return written
 
 
 def _with_stages(arguments: list[str]) -> list[str]:
@@ -276,8 +279,8 @@ def _is_rank_0() -> bool:
 
 
 def _function(command: str) -> Callable[[Any], int]:
-    if command in ("train", "prepare"):
-        return _train if command == "train" else _prepare
+    if command in _OF_LAYERS:
+        return _OF_LAYERS[command]
     module, _, name = _FUNCTIONS[command].partition(":")
     return cast(Callable[[Any], int], getattr(importlib.import_module(module), name))
 
@@ -299,6 +302,19 @@ def _train(config: Any) -> int:
     from reranker.train.main import train
 
     return train(config, evaluator=DevEvaluator, export=export_run)
+
+
+def _evaluate(config: Any) -> int:
+    # srun's ranks are known to the layer of clusters alone.
+    from reranker.cluster.environment import take_from_slurm
+    from reranker.evaluate.report import evaluate_command
+
+    take_from_slurm()
+    return evaluate_command(config)
+
+
+_OF_LAYERS = {"train": _train, "prepare": _prepare, "evaluate": _evaluate}
+"""Commands that join layers which do not know each other."""
 
 
 if __name__ == "__main__":

@@ -19,13 +19,13 @@ def overview(commands: Collection[str]) -> str:
     return "\n".join(lines)
 
 
-def command_help(command: str, takes_directory: bool) -> str:
-    """Every key of a command; `takes_directory`: a lone directory is the value of one of them."""
+def command_help(command: str, directories: int) -> str:
+    """Every key of a command; `directories`: how many lone ones are the values of some."""
     from reranker.overrides import groups, shown_default  # which reads Hydra: the overview does without
 
     schema, summary = COMMANDS[command]
     width = max(60, min(100, shutil.get_terminal_size((96, 24)).columns))
-    directory = "DIRECTORY " if takes_directory else ""
+    directory = "DIRECTORY " * directories
     lines = [f"usage: reranker {command} {directory}key=value ...", "", f"{summary[0].upper()}{summary[1:]}."]
     if choices := groups(command):
         lines += ["", "Choices, each of which sets the keys under its name:"]

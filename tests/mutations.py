@@ -658,6 +658,49 @@ MUTATIONS = [
         "names = [metric.name]",
         "tests/unit/test_dashboard.py::test_there_is_a_panel_over_steps_for_each_metric_in_its_section_and_none_for_another",
     ),
+    Mutation(
+        "a tie is broken in the system's favour", "evaluate/metrics.py",
+        "(-pair[1], max(grades.get(pair[0], 0), 0))", "(-pair[1], -max(grades.get(pair[0], 0), 0))",
+        "tests/unit/test_measures.py::test_no_order_of_equal_scores_is_worse_than_ours",
+    ),
+    Mutation(
+        "what is relevant and not ranked is no miss", "evaluate/measures.py",
+        "ideal = _dcg(sorted(judged, reverse=True)[:k], gain)", "ideal = _dcg(sorted(ranked, reverse=True)[:k], gain)",
+        "tests/unit/test_measures.py::test_measures_equal_pytrec_evals_to_the_last_bit",
+    ),
+    Mutation(
+        "the first of equal texts counts as the reference's", "evaluate/reference.py",
+        "{text_of(passage): place for place, passage in enumerate(ranked[:k])}",
+        "{text_of(passage): place for place, passage in reversed(list(enumerate(ranked[:k])))}",
+        "tests/unit/test_reference.py::test_the_references_measures_are_those_of_its_notebook",
+    ),
+    Mutation(
+        "queries of one document change sides apart", "evaluate/statistics.py",
+        "[by_cluster(values_Q, clusters)[0] / (len(values_Q) * len(samples)) for values_Q, clusters in samples]",
+        "[values_Q / (len(values_Q) * len(samples)) for values_Q, clusters in samples]",
+        "tests/unit/test_statistics.py::test_queries_of_one_document_change_sides_together",
+    ),
+    Mutation(
+        "p-values are not corrected for their number", "evaluate/statistics.py",
+        "p_values[index] * (len(p_values) - place)", "p_values[index]",
+        "tests/unit/test_statistics.py::test_holm_rejects_what_its_definition_rejects",
+    ),
+    Mutation(
+        "a query that a run lacks gets another one's passages", "evaluate/first_stage.py",
+        "scores = run.get(query.qid, {})", "scores = run.get(query.qid, run[next(iter(run))])",
+        "tests/unit/test_sets.py::test_a_run_is_ordered_by_its_scores_and_a_query_that_it_lacks_counts_as_zero",
+    ),
+    Mutation(
+        "the batches of an evaluation depend on the number of ranks", "evaluate/dev.py",
+        "batches = batches_by_tokens(lengths, self._batch_tokens, packed)",
+        "batches = batches_by_tokens(lengths, self._batch_tokens // world, packed)",
+        "tests/unit/test_dev.py::test_batches_are_the_same_on_any_number_of_ranks_and_no_rank_has_more_than_one_more",
+    ),
+    Mutation(
+        "every rank scores every batch", "evaluate/systems.py",
+        "batches = deal(reranker.batches(lengths), crew.rank, crew.world)", "batches = reranker.batches(lengths)",
+        "tests/unit/test_crew.py::test_every_pair_is_scored_once_and_to_the_same_bits_on_any_number_of_ranks",
+    ),
 ]  # fmt: skip
 
 

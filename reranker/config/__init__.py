@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from reranker.config.checking import CheckConfig
 from reranker.config.cluster import DoctorConfig, JobsConfig, SubmitConfig, SweepShowConfig
+from reranker.config.evaluating import CompareConfig
 from reranker.config.mining import MineConfig
 from reranker.config.models import DemoConfig, EvaluateConfig, ExportConfig, ScoreConfig
 from reranker.config.preparing import PrepareConfig
@@ -35,7 +36,8 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "checkpoint verify": (CheckpointVerifyConfig, "compare every byte of checkpoints with their checksums"),
     "replay": (ReplayConfig, "run one optimizer step from a checkpoint once more and tell of each group"),
     "dashboard": (DashboardConfig, "save a Weights & Biases workspace for the trainings of a project"),
-    "evaluate": (EvaluateConfig, "compare first stage, base and fine-tuned model on a corpus with queries"),
+    "evaluate": (EvaluateConfig, "compare first stage, base and fine-tuned model on sets of queries"),
+    "evaluate compare": (CompareConfig, "tell which queries one evaluated system wins over another, with texts"),
     "export": (ExportConfig, "write a checkpoint as a Hugging Face directory with a model card"),
     "score": (ScoreConfig, "score passages for queries"),
     "demo": (DemoConfig, "prepare the demo's documents, training groups and base model"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import Any, Optional
 
 from reranker.config.common import MISSING, Device, FirstStageConfig, Packing, Precision
 
@@ -17,16 +17,22 @@ class EvaluateConfig:
     """Directory or hub name of the fine-tuned reranker"""
     base: Optional[str] = None
     """Directory or hub name of the model it started from; null: the table has no such row"""
-    corpus: str = MISSING
+    corpus: Optional[str] = None
     """Passages, one {"id", "text"} a line; "doc" names the document of a passage"""
-    queries: str = MISSING
+    queries: Optional[str] = None
     """Queries, one {"qid", "query", "pos"} a line; "also" lists equivalents of the right passage"""
+    sets: Any = field(default=None, metadata={"kind": "mapping or yaml file, or null"})
+    """Sets in their place: {NAME: {path, form: groups|beir|trec|reranking|csv|own, stage: bm25|dense|run, ...}}"""
     output: Optional[str] = None
     """Directory for table.json, table.md and table.png; null: the table is printed only"""
     depth: int = 20
     """Passages of the first stage that are reranked"""
+    depths: list[int] = field(default_factory=list)
+    """Other depths at which the systems are compared as well"""
     contexts: int = 5
     """Passages handed on: has-right-in-contexts looks among these"""
+    metrics: list[str] = field(default_factory=lambda: ["has_right_in_contexts", "mrr", "ndcg@10"])
+    """has_right_in_contexts, mrr, ndcg (linear gain), ndcg_exponential, map, recall; with @k behind it for a cutoff"""
     sample: Optional[int] = None
     """Queries that are used, chosen by the hash of their qid; null: all"""
     first_stage: FirstStageConfig = field(default_factory=FirstStageConfig)
@@ -42,8 +48,14 @@ class EvaluateConfig:
     """auto: the GPU if there is one"""
     resamples: int = 2000
     """Bootstrap resamples behind the 95% intervals"""
+    permutations: int = 10000
+    """Permutations behind the p-values of differences"""
+    baseline: Optional[str] = None
+    """System that all others are compared with; null: fine-tuned with base, it and fused with the first stage"""
+    latency: int = 0
+    """Queries of each set that are scored once more, one by one, for the time that a query takes; 0: not measured"""
     seed: int = 42
-    """Seed of the bootstrap"""
+    """Seed of bootstrap and permutations"""
     force: bool = False
     """Evaluate again although the inputs are those of the table in output"""
 

@@ -1,14 +1,15 @@
 """The dev groups of a training, scored on all ranks -> one set of metrics, alike on every rank.
 
 In: a groups file; the engine's forward. Out: mrr, ndcg@10 and has_right_in_contexts over each query's positives
-and negatives, and a few of the queries with their passages as they were ranked. The queries are split over the
-ranks, and every rank calls the forward equally often: under ZeRO-3 each forward is a collective, and one call too
-many would wait for ever.
+and negatives, and a few of the queries with their passages as they were ranked. The batches are those of one rank,
+whatever their number, and go round; every rank calls the forward equally often: under ZeRO-3 each forward is a
+collective, and one call too many would wait for ever.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from reranker.data.collate import PackedPairs, pack_pairs
 from reranker.data.tokenize import Pair, PairTokenizer
 from reranker.errors import UserError
+from reranker.evaluate.crew import deal
 from reranker.evaluate.metrics import METRICS, per_query, ranking
 from reranker.groups import Group, read_groups
 from reranker.model.reranker import batches_by_tokens
@@ -27,6 +29,20 @@ CONTEXTS = 5
 
 Score = Callable[[PackedPairs], torch.Tensor]
 Gather = Callable[[list[Any]], list[list[Any]]]
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a rank scores.
+
+    Attributes:
+        batches: the indices of the pairs of each batch, and their tokens.
+        calls: forwards that every rank makes. pairs: of all ranks together.
+    """
+
+    batches: list[tuple[list[int], list[Pair]]]
+    calls: int
+    pairs: int
 
 
 class DevEvaluator:
@@ -47,7 +63,7 @@ class DevEvaluator:
         self._tokenizer = tokenizer
         self._batch_tokens = batch_tokens
         self._chosen = chosen([group.prompted_query for group in self._groups], examples)
-        self._encoded: dict[tuple[int, int], list[list[Pair]]] = {}
+        self._shares: dict[tuple[int, int, bool], Share] = {}
 
     @property
     def queries(self) -> int:
@@ -62,43 +78,51 @@ class DevEvaluator:
         ranks on every rank; `packed` says that the forward computes no padding. Raises UserError on every rank if a
         score is not finite.
         """
-        mine = range(rank, self.queries, world)
-        pairs = [pair for group in self._share(rank, world) for pair in group]
-        batches = batches_by_tokens([len(pair.ids) for pair in pairs], self._batch_tokens, packed)
-        calls = max(count for (count,) in gather([len(batches)]))
-        scores_N = np.empty(len(pairs))
-        for call in range(calls):
-            if call < len(batches):
-                batch = batches[call]
-                scores_N[batch] = _forward(score, [pairs[index] for index in batch], self._tokenizer.pad_id, device)
+        share = self._share(rank, world, gather, packed)
+        found: list[tuple[list[int], np.ndarray]] = []
+        for call in range(share.calls):
+            if call < len(share.batches):
+                indices, pairs = share.batches[call]
+                found.append((indices, _forward(score, pairs, self._tokenizer.pad_id, device)))
             else:
                 _forward(score, [Pair([self._tokenizer.pad_id], [0])], self._tokenizer.pad_id, device)
-        # Each row is (query, *its metrics): sorted, the mean is the same sum on every rank and world size.
-        rows, examples = [], []
-        for query, values, ranked, scores in zip(mine, *_results(self._groups[rank::world], scores_N), strict=True):
-            rows.append((query, *values))
-            if query in self._chosen:
-                examples.append(example(query, self._groups[query], ranked, scores))
-        results = sorted((row for share in gather(rows) for row in share), key=lambda row: row[0])
-        assert [row[0] for row in results] == list(range(self.queries))
-        values_QM = np.array([row[1:] for row in results])
-        if bad := [row[0] for row in results if np.isnan(row[1])]:
-            found = f"scores that are not finite for {len(bad)} queries, the first being number {bad[0] + 1}"
-            error = UserError(self.path, found, "numbers", "lower optim.lr or say precision=bf16 or fp32")
+        scores_N, times_N = np.empty(share.pairs), np.zeros(share.pairs, dtype=np.int64)
+        for indices, values in (item for of_rank in gather(found) for item in of_rank):
+            scores_N[indices] = values
+            times_N[indices] += 1
+        assert (times_N == 1).all(), "a pair that was scored by no rank, or by two"
+        values_QM, ranked, scores = _results(self._groups, scores_N)
+        if len(bad := np.flatnonzero(np.isnan(values_QM[:, 0]))):
+            lost = f"scores that are not finite for {len(bad)} queries, the first being number {bad[0] + 1}"
+            error = UserError(self.path, lost, "numbers", "lower optim.lr or say precision=bf16 or fp32")
             error.agreed = True  # every rank raises it: one tells
             raise error
         metrics = {metric: float(value) for metric, value in zip(METRICS, values_QM.mean(axis=0), strict=True)}
-        shown = [one for share in gather(examples) for one in share] if self._chosen else []
-        return metrics, sorted(shown, key=lambda one: one.number)
+        shown = [example(query, self._groups[query], ranked[query], scores[query]) for query in sorted(self._chosen)]
+        return metrics, shown
 
-    def _share(self, rank: int, world: int) -> list[list[Pair]]:
-        """The tokenized groups of a rank, made once."""
-        if (rank, world) not in self._encoded:
-            self._encoded[rank, world] = [
-                self._tokenizer.encode(group.prompted_query, [*group.pos, *group.neg])
-                for group in self._groups[rank::world]
-            ]
-        return self._encoded[rank, world]
+    def _share(self, rank: int, world: int, gather: Gather, packed: bool) -> Share:
+        """The tokenized batches of a rank, made once. A collective call when they are made."""
+        if (rank, world, packed) not in self._shares:
+            # Each rank counts the tokens of its part of the queries, and all plan the same batches of all.
+            first, last = (self.queries * place // world for place in (rank, rank + 1))
+            lengths = [len(pair.ids) for group in self._groups[first:last] for pair in self._encode(group)]
+            lengths = [length for of_rank in gather(lengths) for length in of_rank]
+            batches = batches_by_tokens(lengths, self._batch_tokens, packed)
+            mine = deal(batches, rank, world)
+            wanted = {index for batch in mine for index in batch}
+            tokens: dict[int, Pair] = {}
+            start = 0
+            for group in self._groups:
+                places = range(start, start := start + len(group.pos) + len(group.neg))
+                if not wanted.isdisjoint(places):
+                    tokens |= zip(places, self._encode(group), strict=True)
+            held = [(batch, [tokens[index] for index in batch]) for batch in mine]
+            self._shares[rank, world, packed] = Share(held, -(-len(batches) // world), len(lengths))
+        return self._shares[rank, world, packed]
+
+    def _encode(self, group: Group) -> list[Pair]:
+        return self._tokenizer.encode(group.prompted_query, [*group.pos, *group.neg])
 
 
 def _forward(score: Score, batch: list[Pair], pad_id: int, device: torch.device) -> np.ndarray:
@@ -107,11 +131,8 @@ def _forward(score: Score, batch: list[Pair], pad_id: int, device: torch.device)
     return scores_N
 
 
-def _results(
-    groups: Sequence[Group], scores_N: np.ndarray
-) -> tuple[list[tuple[float, ...]], list[list[int]], list[list[float]]]:
-    """(metrics, passages by falling score, scores) of each group; metrics are NaN where a score is not finite, so that
-    all ranks hear of it."""
+def _results(groups: Sequence[Group], scores_N: np.ndarray) -> tuple[np.ndarray, list[list[int]], list[list[float]]]:
+    """(values_QM, passages by falling score, scores) of each group; values are NaN where a score is not finite."""
     rankings, relevant, lost, scores = [], [], [], []
     start = 0
     for group in groups:
@@ -125,5 +146,4 @@ def _results(
     values = per_query(rankings, relevant, CONTEXTS)
     values_QM = np.stack([values[metric] for metric in METRICS], axis=1)
     values_QM[lost] = np.nan
-    metrics = [tuple(float(value) for value in row) for row in values_QM]
-    return metrics, [[int(name) for name in ranked] for ranked in rankings], scores
+    return values_QM, [[int(name) for name in ranked] for ranked in rankings], scores

@@ -10,13 +10,16 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from reranker import __version__
+from reranker.config.evaluating import Stage
 from reranker.config.models import EvaluateConfig
 from reranker.errors import UserError
+from reranker.evaluate.sets import EvaluationSet
 from reranker.files import sha256, write_json
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.json", "*.model", "*.txt")
@@ -32,11 +35,16 @@ def settings_of(config: EvaluateConfig) -> dict[str, Any]:
     """The settings that change the table. Batches do not, nor where it is written."""
     return {
         "depth": config.depth,
+        "depths": list(config.depths),
         "contexts": config.contexts,
+        "metrics": list(config.metrics),
         "sample": config.sample,
         "first_stage": dataclasses.asdict(config.first_stage),
         "max_length": config.max_length,
         "resamples": config.resamples,
+        "permutations": config.permutations,
+        "baseline": config.baseline,
+        "latency": config.latency,
         "seed": config.seed,
     }
 
@@ -53,21 +61,24 @@ def environment_of(config: EvaluateConfig) -> dict[str, str]:
     return {"device": device.type, "precision": precision.value, "packing": config.packing.value, **versions}
 
 
-def inputs_of(config: EvaluateConfig, known: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """{"corpus", "queries", "model", "base"?: {"name", "sha256", ...}}.
+def inputs_of(
+    config: EvaluateConfig, sets: Sequence[EvaluationSet], known: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """{"corpus", "queries", or those of sets, "model", "base"?: {"name", "sha256", ...}}.
 
     `known` is an earlier result: a file whose size and modification time are still the same is not read
     again, as hashing gigabytes of weights takes longer than showing a table may.
     """
     files = {path: entry for item in known.values() for path, entry in (item.get("files") or {}).items()}
     inputs = {}
-    for key in ("corpus", "queries"):
-        path = Path(getattr(config, key))
-        if not path.is_file():
-            raise UserError(key, f"{path}, {'a directory' if path.is_dir() else 'which does not exist'}", "a file",
-                            "check the path")  # fmt: skip
-        entry = _file(path, files)
-        inputs[key] = {"name": str(path), "sha256": entry["sha256"], "files": {str(path.resolve()): entry}}
+    for one in sets:
+        for role, path in one.files.items():
+            entry = _file(path, files)
+            inputs[one.key(role)] = {
+                "name": str(path), "sha256": entry["sha256"], "files": {str(path.resolve()): entry}
+            }  # fmt: skip
+        if one.stage is Stage.dense:
+            inputs[one.key("dense.model")] = _model(str(one.config.dense.model), one.key("dense.model"), files)
     for key in ("model", "base"):
         if (name := getattr(config, key)) is not None:
             inputs[key] = _model(name, key, files)

@@ -1,16 +1,18 @@
 """Rankings and relevance judgements -> metrics of each query -> an estimate with its interval.
 
-In: for each query the passages in order and the set that is relevant. Out: `Estimate`s, the mean over the
-queries with a 95% interval. Definitions are those of the library ir-measures. Pure functions; a tie is always
-broken against the system under test.
+In: for each query the passages in order and those that are relevant, or the grades of those that are judged. Out:
+`Estimate`s, the mean over the queries with a 95% interval. The measures are in `measures.py`. Pure functions; a tie is
+always broken against the system under test.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+
+from reranker.evaluate.measures import Judged, grades_of, measure
 
 METRICS = ("has_right_in_contexts", "mrr", "ndcg@10")
 
@@ -27,8 +29,8 @@ class Estimate:
         return asdict(self)
 
 
-def ranking(passage_ids: Sequence[str], scores: Sequence[float] | np.ndarray, relevant: Collection[str]) -> list[str]:
-    """The passages by falling score. Among equal scores the relevant ones come last.
+def ranking(passage_ids: Sequence[str], scores: Sequence[float] | np.ndarray, judged: Judged) -> list[str]:
+    """The passages by falling score. Among equal scores the relevant ones come last, the more relevant the later.
 
     So a model that scores everything alike gets the worst rank and not the order in which the first stage
     handed the passages over. Raises ValueError for a score that is NaN.
@@ -36,19 +38,23 @@ def ranking(passage_ids: Sequence[str], scores: Sequence[float] | np.ndarray, re
     values = np.asarray(scores, dtype=np.float64)
     if (lost := np.isnan(values)).any():
         raise ValueError(f"the score of passage {passage_ids[int(lost.argmax())]!r} is NaN: no rank fits it")
-    wanted = frozenset(relevant)
+    grades = grades_of(judged)
     pairs = zip(passage_ids, values, strict=True)
-    return [passage for passage, _ in sorted(pairs, key=lambda pair: (-pair[1], pair[0] in wanted))]
+    return [passage for passage, _ in sorted(pairs, key=lambda pair: (-pair[1], max(grades.get(pair[0], 0), 0)))]
 
 
-def rank_of_right(ranked: Sequence[str], relevant: Collection[str]) -> int | None:
+def rank_of_right(ranked: Sequence[str], judged: Judged) -> int | None:
     """The rank, from 1, of the first relevant passage; None if there is none among the ranked."""
-    wanted = frozenset(relevant)
-    return next((rank for rank, passage in enumerate(ranked, 1) if passage in wanted), None)
+    grades = grades_of(judged)
+    return next((rank for rank, passage in enumerate(ranked, 1) if grades.get(passage, 0) > 0), None)
 
 
 def per_query(
-    rankings: Sequence[Sequence[str]], relevant: Sequence[Collection[str]], contexts: int
+    rankings: Sequence[Sequence[str]],
+    judged: Sequence[Judged],
+    contexts: int,
+    metrics: Sequence[str] = METRICS,
+    text_of: Callable[[str], str] = str,
 ) -> dict[str, np.ndarray]:
     """{metric: values_Q} of Q queries, each with its ranked passages, best first, and its relevant ones.
 
@@ -56,24 +62,16 @@ def per_query(
       ranked, else 0, with k = `contexts`, the passages that are handed on. (Success@k.) Its mean is
       |{queries with a relevant passage in the first k}| / |queries|.
     - mrr: 1 / rank of the first relevant passage, 0 if it is not among those ranked. (RR.)
-    - ndcg@10: binary gains, the ideal being all relevant passages first. (nDCG@10, Järvelin & Kekäläinen 2002.)
+    - ndcg@10: the grades as gains, the ideal being all judged passages in the best order. (nDCG@10.)
+    - or any other that `measures.measure` knows, some of which want the text of an id. Raises UserError for one that
+      it does not.
     """
-    from ir_measures import RR, Qrel, ScoredDoc, Success, iter_calc, nDCG
-
-    measures = dict(zip(map(str, (Success @ contexts, RR, nDCG @ 10)), METRICS, strict=True))
-    values = {metric: np.zeros(len(rankings)) for metric in METRICS}
-    qrels = [Qrel(str(query), passage, 1) for query, wanted in enumerate(relevant) for passage in wanted]
-    # The library sorts by score and breaks ties by name: falling scores keep the order that is given here.
-    run = [
-        ScoredDoc(str(query), passage, float(-rank))
-        for query, ranked in enumerate(rankings)
-        for rank, passage in enumerate(ranked)
-    ]
-    # A query without a single ranked passage keeps its zeros, whatever the library makes of it.
-    if run:
-        for result in iter_calc([Success @ contexts, RR, nDCG @ 10], qrels, run):
-            values[measures[str(result.measure)]][int(result.query_id)] = result.value
-    return values
+    return {
+        name: np.array(
+            [of.of(ranked, wanted, text_of) for ranked, wanted in zip(rankings, judged, strict=True)], np.float64
+        )
+        for name, of in ((name, measure(name, contexts)) for name in metrics)
+    }
 
 
 def estimate(values_Q: np.ndarray, clusters: Sequence[Hashable], resamples: int = 2000, seed: int = 42) -> Estimate:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reranker.config.common import FirstStageConfig
 from reranker.errors import UserError, closest, shorten
+from reranker.evaluate.measures import Judged
 from reranker.evaluate.metrics import ranking
 from reranker.groups import kind_of, parse_text, read_lines
 
@@ -47,12 +48,18 @@ class Query:
         qid, query: its name and its text.
         relevant: ids of the right passages and of those marked equivalent.
         cluster: what its result depends on: queries of one document are resampled together.
+        grades: {passage: grade} of all that are judged; empty: the relevant ones have 1.
     """
 
     qid: str
     query: str
     relevant: tuple[str, ...]
     cluster: str
+    grades: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def judged(self) -> Mapping[str, int]:
+        return self.grades or dict.fromkeys(self.relevant, 1)
 
 
 def read_corpus(path: str | Path) -> dict[str, Passage]:
@@ -121,7 +128,7 @@ def retrieve(
         for start in range(0, len(queries), CHUNK):
             chunk = queries[start : start + CHUNK]
             for query, hits in zip(chunk, index.search([query.query for query in chunk], depth), strict=True):
-                results.append(ranking([ids[hit] for hit, _ in hits], [score for _, score in hits], query.relevant))
+                results.append(ranking([ids[hit] for hit, _ in hits], [score for _, score in hits], query.judged))
             bar.update(len(chunk))
     return results
 
@@ -146,10 +153,10 @@ def rank_by_scores(
 ) -> list[list[str]]:
     """The candidates of each query by falling score, ties broken against the reranker."""
     triples = zip(queries, candidates, scores, strict=True)
-    return [ranking(names, values, query.relevant) for query, names, values in triples]
+    return [ranking(names, values, query.judged) for query, names, values in triples]
 
 
-def fuse(rankings: Sequence[Sequence[str]], relevant: Collection[str]) -> list[str]:
+def fuse(rankings: Sequence[Sequence[str]], judged: Judged) -> list[str]:
     """One ranking out of several by reciprocal rank fusion: score = sum over rankings of 1 / (60 + rank).
 
     Cormack, Clarke and Büttcher, SIGIR 2009. Ties are broken against the fusion.
@@ -158,7 +165,7 @@ def fuse(rankings: Sequence[Sequence[str]], relevant: Collection[str]) -> list[s
     for ranked in rankings:
         for rank, name in enumerate(ranked, 1):
             scores[name] = scores.get(name, 0.0) + 1 / (FUSION_CONSTANT + rank)
-    return ranking(list(scores), list(scores.values()), relevant)
+    return ranking(list(scores), list(scores.values()), judged)
 
 
 def _records(path: str | Path, keys: tuple[str, ...], form: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -9,10 +9,17 @@ import textwrap
 from collections.abc import Sequence
 from typing import IO, Any
 
-from reranker.evaluate.metrics import METRICS
+from reranker.evaluate.measures import AMONG_CONTEXTS
 
-TITLES = {"has_right_in_contexts": "has-right-in-contexts", "mrr": "mrr", "ndcg@10": "nDCG@10"}
 COLOURS = {"without-reranker": "#6b7280", "base": "#2563a8", "fine-tuned": "#c2410c", "fused": "#7c3aed"}
+COLUMNS = 3
+"""Metrics beside each other in a terminal of 80 columns."""
+
+
+def title(metric: str) -> str:
+    """What a column is called."""
+    name, at, k = metric.partition("@")
+    return name.replace("_", "-").replace("ndcg", "nDCG").replace("map", "MAP").replace("recall", "Recall") + at + k
 
 
 def show(rows: Sequence[dict[str, Any]], details: dict[str, Any]) -> None:
@@ -21,28 +28,73 @@ def show(rows: Sequence[dict[str, Any]], details: dict[str, Any]) -> None:
     from rich.text import Text
 
     console = Console(highlight=False)
-    console.print()
-    console.print(_grid("system", [(row["system"], row) for row in rows], "{:.3f}"))
-    if details["differences"]:
-        pairs = [(f"{row['system']} minus\n{row['minus']}", row) for row in details["differences"]]
+    for name, set_rows, about in _tables(rows, details):
+        if name:
+            console.print(f"\n{name}", style="bold")
+        metrics = details["settings"]["metrics"]
+        for start in range(0, len(metrics), COLUMNS):
+            some = metrics[start : start + COLUMNS]
+            console.print()
+            console.print(_grid("system", [(row["system"], row) for row in set_rows], some, "{:.3f}"))
+            if about["differences"]:
+                pairs = [(f"{row['system']} minus\n{row['minus']}", row) for row in about["differences"]]
+                console.print()
+                console.print(_grid("difference", pairs, some, "{:+.3f}"))
         console.print()
-        console.print(_grid("difference", pairs, "{:+.3f}"))
-    console.print()
-    console.print(Text(f"{_described(details)} In brackets: {_INTERVALS}", style="dim"))
+        console.print(Text(" ".join(_notes(set_rows, about, details)), style="dim"))
 
 
 def markdown(rows: Sequence[dict[str, Any]], details: dict[str, Any]) -> str:
     """The content of table.md."""
-    head = " | ".join(TITLES[metric] for metric in METRICS)
-    lines = [f"| system | {head} |", "|---|" + "---|" * len(METRICS)]
-    lines += [f"| {row['system']} | {_cells(row, '{:.3f}')} |" for row in rows]
-    lines += ["", f"{_described(details)} In brackets: {_INTERVALS}"]
-    if details["differences"]:
-        lines += ["", f"| difference | {head} |", "|---|" + "---|" * len(METRICS)]
-        lines += [
-            f"| {row['system']} minus {row['minus']} | {_cells(row, '{:+.3f}')} |" for row in details["differences"]
-        ]
-    return "\n".join(lines) + "\n"
+    parts = []
+    for name, set_rows, about in _tables(rows, details):
+        lines = [f"## {name}", ""] if name else []
+        lines += [*_markdown_rows(set_rows, details), "", " ".join(_notes(set_rows, about, details))]
+        if about["differences"]:
+            named = [{**row, "system": f"{row['system']} minus {row['minus']}"} for row in about["differences"]]
+            lines += ["", *_markdown_rows(named, details, "difference", "{:+.3f}")]
+        for depth, of_depth in about.get("depths", {}).items():
+            lines += ["", f"At depth {depth}:", "", *_markdown_rows(of_depth, details)]
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def _tables(
+    rows: Sequence[dict[str, Any]], details: dict[str, Any]
+) -> list[tuple[str, Sequence[dict[str, Any]], dict[str, Any]]]:
+    """(heading, rows, what is said below) of each table: the one, or that over all sets and those of each."""
+    if "sets" not in details:
+        return [("", rows, details)]
+    of_sets = [(name, about["rows"], about) for name, about in details["sets"].items()]
+    return of_sets if len(of_sets) == 1 else [("all sets", rows, details), *of_sets]
+
+
+def _markdown_rows(
+    rows: Sequence[dict[str, Any]], details: dict[str, Any], first: str = "system", form: str = "{:.3f}"
+) -> list[str]:
+    metrics = details["settings"]["metrics"]
+    titles, latency = [title(metric) for metric in metrics], any("latency" in row for row in rows)
+    titles += ["ms a query, median / 95%"] if latency else []
+    lines = [f"| {first} | {' | '.join(titles)} |", "|---|" + "---|" * len(titles)]
+    for row in rows:
+        cells = [" ".join(_parts(row[metric], form)) for metric in metrics]
+        lines.append(f"| {row['system']} | {' | '.join(cells + ([_latency(row)] if latency else []))} |")
+    return lines
+
+
+def _latency(row: dict[str, Any]) -> str:
+    of = row.get("latency")
+    return f"{1000 * of['median']:.1f} / {1000 * of['p95']:.1f}" if of else ""
+
+
+def _notes(rows: Sequence[dict[str, Any]], about: dict[str, Any], details: dict[str, Any]) -> list[str]:
+    notes = [_described(about, details), f"In brackets: {_INTERVALS}"]
+    if about["differences"]:
+        notes.append("p: paired randomisation test, corrected for all differences of a metric (Holm).")
+    if timed := [row for row in rows if "latency" in row]:
+        told = ", ".join(f"{row['system']} {_latency(row)}" for row in timed)
+        notes.append(f"Milliseconds that a query waits, one by one, median / 95th percentile: {told}.")
+    return notes
 
 
 def draw(rows: Sequence[dict[str, Any]], details: dict[str, Any], stream: IO[bytes]) -> None:
@@ -52,11 +104,13 @@ def draw(rows: Sequence[dict[str, Any]], details: dict[str, Any], stream: IO[byt
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(10, 1.7 + 0.45 * len(rows)), dpi=160, layout=ConstrainedLayoutEngine(wspace=0.06))
+    metrics = details["settings"]["metrics"]
+    size = (10 * max(1, len(metrics) / 3), 1.7 + 0.45 * len(rows))
+    figure = Figure(figsize=size, dpi=160, layout=ConstrainedLayoutEngine(wspace=0.06))
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(METRICS), sharey=True)
+    panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     places = range(len(rows))
-    for panel, metric in zip(panels, METRICS, strict=True):
+    for panel, metric in zip(panels, metrics, strict=True):
         for place, row in zip(places, rows, strict=True):
             value, low, high = (row[metric][key] for key in ("value", "low", "high"))
             colour = COLOURS.get(row["system"], "black")
@@ -64,8 +118,8 @@ def draw(rows: Sequence[dict[str, Any]], details: dict[str, Any], stream: IO[byt
             panel.plot([value], [place], "o", color=colour, markersize=7)
             panel.annotate(f"{value:.3f}", (value, place), xytext=(0, 8), textcoords="offset points",
                            ha="center", color=colour, fontsize=10)  # fmt: skip
-        panel.set_title(TITLES[metric] + (f" (k = {details['settings']['contexts']})" if metric == METRICS[0] else ""),
-                        fontsize=11)  # fmt: skip
+        among = f" (k = {details['settings']['contexts']})" if metric in AMONG_CONTEXTS else ""
+        panel.set_title(title(metric) + among, fontsize=11)
         panel.set_yticks(list(places), [row["system"] for row in rows], fontsize=11)
         panel.margins(x=0.15)
         panel.grid(axis="x", alpha=0.25)
@@ -74,7 +128,9 @@ def draw(rows: Sequence[dict[str, Any]], details: dict[str, Any], stream: IO[byt
             panel.spines[side].set_visible(False)
     # The first row at the top, with room above it for its label.
     panels[0].set_ylim(len(rows) - 0.6, -0.75)
-    caption = textwrap.fill(f"{_described(details)} Bars: {_INTERVALS}", 150)  # a longer line leaves the figure
+    caption = textwrap.fill(
+        f"{_described(details, details)} Bars: {_INTERVALS}", 150
+    )  # a longer line leaves the figure
     figure.supxlabel(caption, fontsize=8, color="#4b5563")
     figure.savefig(stream, format="png", metadata={"Software": None})
 
@@ -89,36 +145,36 @@ def scored(details: dict[str, Any]) -> str:
 _INTERVALS = "95% bootstrap intervals, queries of one document resampled together."
 
 
-def _described(details: dict[str, Any]) -> str:
-    settings = details["settings"]
-    first = settings["first_stage"]
+def _described(about: dict[str, Any], details: dict[str, Any]) -> str:
+    told = f"{about['queries']:,} queries, {about['passages']:,} passages"
+    if "sets" in about:
+        return f"The mean over {len(about['sets'])} sets, each counting alike; {told}. {scored(details)}."
+    handed = f"{about['contexts']} contexts handed on"
+    if about["depth"] is None:
+        return f"{told}; the candidates came with the set, {handed}. {scored(details)}."
     return (
-        f"{details['queries']:,} queries, {details['passages']:,} passages; first stage BM25 "
-        f"({first['analyzer']}, k1={first['k1']:g}, b={first['b']:g}), depth {settings['depth']}, "
-        f"{settings['contexts']} contexts handed on. The right passage is within the depth for "
-        f"{details['right_within_depth']:.1%} of the queries. {scored(details)}."
+        f"{told}; first stage {about['stage']}, depth {about['depth']}, {handed}. The right passage is within the "
+        f"depth for {about['right_within_depth']:.1%} of the queries. {scored(details)}."
     )
 
 
-def _cells(row: dict[str, Any], form: str) -> str:
-    return " | ".join(" ".join(_parts(row[metric], form)) for metric in METRICS)
-
-
 def _parts(found: dict[str, float], form: str) -> tuple[str, str]:
-    return form.format(found["value"]), f"[{form.format(found['low'])}, {form.format(found['high'])}]"
+    p = f", p {found['p_holm']:.3f}" if "p_holm" in found else ""
+    return form.format(found["value"]), f"[{form.format(found['low'])}, {form.format(found['high'])}]{p}"
 
 
-def _grid(title: str, named: Sequence[tuple[str, dict[str, Any]]], form: str) -> Any:
+def _grid(heading: str, named: Sequence[tuple[str, dict[str, Any]]], metrics: Sequence[str], form: str) -> Any:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    grid.add_column(title, no_wrap=True)
-    for metric in METRICS:
-        grid.add_column(TITLES[metric], no_wrap=True)
+    grid.add_column(heading, no_wrap=True)
+    for metric in metrics:
+        grid.add_column(title(metric), no_wrap=True)
     for name, row in named:
-        cells = [_parts(row[metric], form) for metric in METRICS]
+        cells = [_parts(row[metric], form) for metric in metrics]
         # The interval under its value: beside it, four columns would not fit a terminal of 80.
-        grid.add_row(name, *(Text(value, "bold").append(f"\n{around}", "not bold dim") for value, around in cells))
+        grid.add_row(name, *(Text(value, "bold").append("\n" + around.replace(", p ", "\np "), "not bold dim")
+                             for value, around in cells))  # fmt: skip
     return grid

@@ -120,18 +120,26 @@ class Reranker:
         scores_N = np.empty(len(pairs), dtype=np.float32)
         with _progress(progress, len(pairs)) as advance:
             for start in range(0, len(pairs), WINDOW):
-                encoded = self._encode(pairs[start : start + WINDOW])
-                lengths = [len(pair.ids) for pair in encoded]
-                for batch in batches_by_tokens(lengths, self.batch_tokens, is_packed(self.model.config)):
-                    scores_N[[start + index for index in batch]] = self._forward([encoded[index] for index in batch])
+                encoded = self.encode(pairs[start : start + WINDOW])
+                for batch in self.batches([len(pair.ids) for pair in encoded]):
+                    scores_N[[start + index for index in batch]] = self.forward([encoded[index] for index in batch])
                     advance(len(batch))
+        self.refuse_lost(scores_N, pairs)
+        return scores_N
+
+    def refuse_lost(self, scores_N: np.ndarray, pairs: Sequence[tuple[str, str]]) -> None:
+        """Raise UserError for a score that is not finite."""
         bad = np.flatnonzero(~np.isfinite(scores_N))
         if len(bad):
             raise UserError(self.path, f"{len(bad)} scores that are not finite, the first for {shorten(pairs[bad[0]])}",
                             "numbers", "score with precision=fp32, and check the weights if they stay")  # fmt: skip
-        return scores_N
 
-    def _encode(self, pairs: Sequence[tuple[str, str]]) -> list[Pair]:
+    def batches(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Indices of pairs of these lengths in the batches that they are scored in."""
+        return batches_by_tokens(lengths, self.batch_tokens, is_packed(self.model.config))
+
+    def encode(self, pairs: Sequence[tuple[str, str]]) -> list[Pair]:
+        """The tokens of each pair."""
         # Neighbours mostly share their query: it is tokenized once for all of them.
         return [
             encoded
@@ -140,7 +148,8 @@ class Reranker:
         ]
 
     @torch.inference_mode()
-    def _forward(self, batch: Sequence[Pair]) -> np.ndarray:
+    def forward(self, batch: Sequence[Pair]) -> np.ndarray:
+        """scores_N (float32) of one batch."""
         pairs = pack_pairs(batch, self.tokenizer.pad_id).to(self.device)
         scores_N: np.ndarray = score_pairs(self.model, pairs).float().cpu().numpy()
         return scores_N

@@ -142,6 +142,30 @@ def test_every_rank_calls_the_forward_equally_often(world: int, evaluator: Calla
     assert min(calls) == max(calls) > 0
 
 
+def test_batches_are_the_same_on_any_number_of_ranks_and_no_rank_has_more_than_one_more(
+    evaluator: Callable[..., DevEvaluator],
+) -> None:
+    def batches(world: int) -> list[list[list[list[int]]]]:
+        ranks, evaluators = _Ranks(world), [evaluator(64) for _ in range(world)]
+        seen: list[list[list[list[int]]]] = [[] for _ in range(world)]
+
+        def job(rank: int) -> dict[str, float]:
+            def score(pairs: PackedPairs) -> torch.Tensor:
+                seen[rank].append(pair_ids(pairs))
+                return pairs.cu_seqlens.diff().float()
+
+            return evaluators[rank].evaluate(score, rank, world, ranks.gather(rank), torch.device("cpu"), True)
+
+        ranks.run(job)
+        return seen
+
+    (alone,) = batches(1)
+    for world in (2, 3, 5):
+        shares = [[batch for batch in share if max(map(len, batch)) > 1] for share in batches(world)]  # without ghosts
+        assert sorted(batch for share in shares for batch in share) == sorted(alone)
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
 def test_a_model_that_scores_everything_alike_gets_the_worst_rank(evaluator: Callable[..., DevEvaluator]) -> None:
     found, _ = evaluator().evaluate(lambda pairs: torch.zeros(len(pairs)), 0, 1, _alone, torch.device("cpu"), True)
     assert found["mrr"] == pytest.approx(sum(1 / (1 + len(group["neg"])) for group in GROUPS) / len(GROUPS))
@@ -174,7 +198,9 @@ def test_a_score_that_is_not_finite_is_told_on_every_rank(evaluator: Callable[..
 
     found = ranks.run(job)
     assert [type(error) for error in found] == [UserError, UserError]
-    assert "scores that are not finite for 4 queries, the first being number 1" in str(found[1])
+    assert str(found[0]) == str(found[1])
+    # Those of which rank 0 has a pair in one of its batches.
+    assert "scores that are not finite for 6 queries, the first being number 1" in str(found[1])
 
 
 def test_the_file_is_read_once_and_checked(evaluator: Callable[..., DevEvaluator], tmp_path: Path) -> None:

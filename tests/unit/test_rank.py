@@ -111,8 +111,8 @@ def test_the_first_stage_finds_what_shares_words_with_the_query(tmp_path: Path) 
 
 def test_fusion_adds_reciprocal_ranks() -> None:
     # a: 1/61 + 1/63, b: 1/62 + 1/61, c: 1/63 + 1/62
-    assert fuse([["a", "b", "c"], ["b", "c", "a"]], relevant=["c"]) == ["b", "a", "c"]
+    assert fuse([["a", "b", "c"], ["b", "c", "a"]], judged=["c"]) == ["b", "a", "c"]
 
 
 def test_a_tie_of_the_fusion_counts_against_it() -> None:
-    assert fuse([["right", "b"], ["b", "right"]], relevant=["right"]) == ["b", "right"]
+    assert fuse([["right", "b"], ["b", "right"]], judged=["right"]) == ["b", "right"]

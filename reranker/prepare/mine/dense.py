@@ -139,10 +139,10 @@ def _encode_share(call: tuple[Encoder, Path, Path, int, list[tuple[str, int]]]) 
             texts = [encoder.passage_prefix + store.text(place) for place in range(number * TEXTS, last)]
         model = model or encoder.load(encoder.devices[share])
         with atomic_open(path) as stream:
-            np.save(stream, _embed(model, texts, encoder.batch_tokens))
+            np.save(stream, embed(model, texts, encoder.batch_tokens))
 
 
-def _embed(model: Any, texts: Sequence[str], batch_tokens: int) -> Any:
+def embed(model: Any, texts: Sequence[str], batch_tokens: int) -> Any:
     """embeddings_NH of length 1."""
     import numpy as np
 
