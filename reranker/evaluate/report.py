@@ -1,7 +1,7 @@
 """`reranker evaluate`: first stage, base and fine-tuned reranker, and their fusion, on one set of queries or several.
 
-In: an `EvaluateConfig`. Out: a table on standard output and, in the output directory, table.json, table.md,
-table.png, queries.jsonl, passages.jsonl and details.json. details.json is written last and names the others' sha256:
+In: an `EvaluateConfig`. Out: a table on standard output and, in the output directory, table.json, table.md, table.png,
+report.html, queries.jsonl, passages.jsonl and details.json. details.json is written last and names the others' sha256:
 without it, or with other inputs, the evaluation is done again; with it, the saved table is shown at once. Under a
 launcher all ranks score, and rank 0 writes.
 """
@@ -21,11 +21,12 @@ from reranker.evaluate.crew import Crew, meet
 from reranker.evaluate.evaluating import Evaluation, evaluate
 from reranker.evaluate.fingerprint import Scores, digest, environment_of, inputs_of, settings_of
 from reranker.evaluate.measures import measure
+from reranker.evaluate.page import page
 from reranker.evaluate.sets import EvaluationSet, sets_of
 from reranker.evaluate.systems import systems_of
 from reranker.files import atomic_open, sha256, write_json, write_text
 
-FILES = ("table.json", "table.md", "table.png", "queries.jsonl", "passages.jsonl", "details.json")
+FILES = ("table.json", "table.md", "table.png", "report.html", "queries.jsonl", "passages.jsonl", "details.json")
 
 
 def evaluate_command(config: EvaluateConfig) -> int:
@@ -54,25 +55,26 @@ def _evaluate(config: EvaluateConfig, crew: Crew, device: str) -> int:
         return 0
     cache = Scores(output, read=not config.force)
     found = evaluate(config, sets, systems_of(config, device), inputs, environment, cache, crew, device)
-    crew.together(lambda: _tell(output, found, fingerprint, environment, inputs))
+    crew.together(lambda: _tell(output, found, fingerprint, environment, inputs, config.model))
     return 0
 
 
 def _tell(
-    output: Path | None, found: Evaluation | None, fingerprint: str, environment: dict[str, str], inputs: dict[str, Any]
+    output: Path | None, found: Evaluation | None, fingerprint: str, environment: dict[str, str],
+    inputs: dict[str, Any], name: str,
 ) -> None:  # fmt: skip
     """Write and print the report, on the rank that holds it."""
     if found is None:
         return
     details = {"fingerprint": fingerprint, "environment": environment, **found.details, "inputs": inputs}
     if output:
-        _write(output, found, details)
+        _write(output, found, details, name)
     table.show(found.rows, details)
     if output:
         print(f"written to {output}: {', '.join(FILES)}")
 
 
-def _write(output: Path, found: Evaluation, details: dict[str, Any]) -> None:
+def _write(output: Path, found: Evaluation, details: dict[str, Any], name: str) -> None:
     # Gone while the others change: a half-written report is none.
     (output / "details.json").unlink(missing_ok=True)
     write_json(output / "table.json", found.rows)
@@ -81,6 +83,7 @@ def _write(output: Path, found: Evaluation, details: dict[str, Any]) -> None:
     _write_lines(output / "passages.jsonl", found.passages)
     with atomic_open(output / "table.png") as stream:
         table.draw(found.rows, details, stream)
+    write_text(output / "report.html", page(found.rows, details, found.queries, found.passages, name))
     files = {name: sha256(output / name) for name in FILES[:-1]}
     write_json(output / "details.json", details | {"files": files})
 

@@ -6,7 +6,7 @@ In: the rows of table.json and the content of details.json. Out: text or a PNG. 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
 from reranker.evaluate.measures import AMONG_CONTEXTS
@@ -22,13 +22,13 @@ def title(metric: str) -> str:
     return name.replace("_", "-").replace("ndcg", "nDCG").replace("map", "MAP").replace("recall", "Recall") + at + k
 
 
-def show(rows: Sequence[dict[str, Any]], details: dict[str, Any]) -> None:
+def show(rows: Sequence[Mapping[str, Any]], details: Mapping[str, Any]) -> None:
     """Print the table and the differences on standard output, within 80 columns."""
     from rich.console import Console
     from rich.text import Text
 
     console = Console(highlight=False)
-    for name, set_rows, about in _tables(rows, details):
+    for name, set_rows, about in tables(rows, details):
         if name:
             console.print(f"\n{name}", style="bold")
         metrics = details["settings"]["metrics"]
@@ -44,10 +44,10 @@ def show(rows: Sequence[dict[str, Any]], details: dict[str, Any]) -> None:
         console.print(Text(" ".join(_notes(set_rows, about, details)), style="dim"))
 
 
-def markdown(rows: Sequence[dict[str, Any]], details: dict[str, Any]) -> str:
+def markdown(rows: Sequence[Mapping[str, Any]], details: Mapping[str, Any]) -> str:
     """The content of table.md."""
     parts = []
-    for name, set_rows, about in _tables(rows, details):
+    for name, set_rows, about in tables(rows, details):
         lines = [f"## {name}", ""] if name else []
         lines += [*_markdown_rows(set_rows, details), "", " ".join(_notes(set_rows, about, details))]
         if about["differences"]:
@@ -59,9 +59,9 @@ def markdown(rows: Sequence[dict[str, Any]], details: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def _tables(
-    rows: Sequence[dict[str, Any]], details: dict[str, Any]
-) -> list[tuple[str, Sequence[dict[str, Any]], dict[str, Any]]]:
+def tables(
+    rows: Sequence[Mapping[str, Any]], details: Mapping[str, Any]
+) -> list[tuple[str, Sequence[Mapping[str, Any]], Mapping[str, Any]]]:
     """(heading, rows, what is said below) of each table: the one, or that over all sets and those of each."""
     if "sets" not in details:
         return [("", rows, details)]
@@ -70,7 +70,7 @@ def _tables(
 
 
 def _markdown_rows(
-    rows: Sequence[dict[str, Any]], details: dict[str, Any], first: str = "system", form: str = "{:.3f}"
+    rows: Sequence[Mapping[str, Any]], details: Mapping[str, Any], first: str = "system", form: str = "{:.3f}"
 ) -> list[str]:
     metrics = details["settings"]["metrics"]
     titles, latency = [title(metric) for metric in metrics], any("latency" in row for row in rows)
@@ -82,13 +82,13 @@ def _markdown_rows(
     return lines
 
 
-def _latency(row: dict[str, Any]) -> str:
+def _latency(row: Mapping[str, Any]) -> str:
     of = row.get("latency")
     return f"{1000 * of['median']:.1f} / {1000 * of['p95']:.1f}" if of else ""
 
 
-def _notes(rows: Sequence[dict[str, Any]], about: dict[str, Any], details: dict[str, Any]) -> list[str]:
-    notes = [_described(about, details), f"In brackets: {_INTERVALS}"]
+def _notes(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any], details: Mapping[str, Any]) -> list[str]:
+    notes = [described(about, details), f"In brackets: {_INTERVALS}"]
     if about["differences"]:
         notes.append("p: paired randomisation test, corrected for all differences of a metric (Holm).")
     if timed := [row for row in rows if "latency" in row]:
@@ -97,7 +97,7 @@ def _notes(rows: Sequence[dict[str, Any]], about: dict[str, Any], details: dict[
     return notes
 
 
-def draw(rows: Sequence[dict[str, Any]], details: dict[str, Any], stream: IO[bytes]) -> None:
+def draw(rows: Sequence[Mapping[str, Any]], details: Mapping[str, Any], stream: IO[bytes]) -> None:
     """Write the figure: a panel for each metric, a point with its interval for each system."""
     # The object interface: pyplot would choose a backend for the whole process, and keep the figure.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -128,14 +128,12 @@ def draw(rows: Sequence[dict[str, Any]], details: dict[str, Any], stream: IO[byt
             panel.spines[side].set_visible(False)
     # The first row at the top, with room above it for its label.
     panels[0].set_ylim(len(rows) - 0.6, -0.75)
-    caption = textwrap.fill(
-        f"{_described(details, details)} Bars: {_INTERVALS}", 150
-    )  # a longer line leaves the figure
+    caption = textwrap.fill(f"{described(details, details)} Bars: {_INTERVALS}", 150)  # a longer line leaves the figure
     figure.supxlabel(caption, fontsize=8, color="#4b5563")
     figure.savefig(stream, format="png", metadata={"Software": None})
 
 
-def scored(details: dict[str, Any]) -> str:
+def scored(details: Mapping[str, Any]) -> str:
     """How the rerankers scored, in words."""
     environment, max_length = details["environment"], details["settings"]["max_length"]
     cut = f", at most {max_length} tokens a pair" if max_length else ""
@@ -145,7 +143,8 @@ def scored(details: dict[str, Any]) -> str:
 _INTERVALS = "95% bootstrap intervals, queries of one document resampled together."
 
 
-def _described(about: dict[str, Any], details: dict[str, Any]) -> str:
+def described(about: Mapping[str, Any], details: Mapping[str, Any]) -> str:
+    """What a table was measured on, in words."""
     told = f"{about['queries']:,} queries, {about['passages']:,} passages"
     if "sets" in about:
         return f"The mean over {len(about['sets'])} sets, each counting alike; {told}. {scored(details)}."
@@ -158,12 +157,12 @@ def _described(about: dict[str, Any], details: dict[str, Any]) -> str:
     )
 
 
-def _parts(found: dict[str, float], form: str) -> tuple[str, str]:
+def _parts(found: Mapping[str, float], form: str) -> tuple[str, str]:
     p = f", p {found['p_holm']:.3f}" if "p_holm" in found else ""
     return form.format(found["value"]), f"[{form.format(found['low'])}, {form.format(found['high'])}]{p}"
 
 
-def _grid(heading: str, named: Sequence[tuple[str, dict[str, Any]]], metrics: Sequence[str], form: str) -> Any:
+def _grid(heading: str, named: Sequence[tuple[str, Mapping[str, Any]]], metrics: Sequence[str], form: str) -> Any:
     from rich import box
     from rich.table import Table
     from rich.text import Text

@@ -1,0 +1,190 @@
+"""The report of an evaluation as one HTML file that needs no network: tables, intervals, ranks, and every query.
+
+In: the rows of table.json, the content of details.json, the lines of queries.jsonl and passages.jsonl. Out: the text of
+report.html. Nothing is computed here but positions on a scale. All texts are escaped: corpora hold markup, and worse.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+from reranker.evaluate.table import COLOURS, described, tables, title
+
+SHOWN = 2_000
+"""Queries whose passages are in the file, those on which systems differ most: all of a large set would not load."""
+RANKS = ("1", "2", "3", "4 to 5", "6 to 10", "below 10", "not found")
+_OTHER_COLOURS = ("#0f766e", "#a16207", "#be185d", "#4d7c0f", "#0369a1", "#7e22ce")
+
+
+def page(
+    rows: Sequence[Mapping[str, Any]],
+    details: Mapping[str, Any],
+    queries: Sequence[Mapping[str, Any]],
+    passages: Sequence[Mapping[str, Any]],
+    name: str,
+) -> str:
+    """report.html. `name` is what the reader knows the evaluated model by."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    template = (files("reranker.evaluate") / "page.html.jinja").read_text("utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    metrics = list(details["settings"]["metrics"])
+    parts = [
+        _part(heading, part, about, details, [line for line in queries if line["set"] == heading] or queries)
+        for heading, part, about in tables(rows, details)
+    ]
+    embedded = json.dumps(_embedded(queries, passages, metrics), ensure_ascii=False, separators=(",", ":"))
+    return environment.from_string(template).render(
+        name=name,
+        parts=parts,
+        metrics=[title(metric) for metric in metrics],
+        systems=_systems(queries),
+        ranks=RANKS,
+        shown=min(SHOWN, len(queries)),
+        count=len(queries),
+        details=details,
+        environment=sorted(details["environment"].items()),
+        # As part of a script element: an end tag in a text must not end it.
+        data=Markup(embedded.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")),
+    )
+
+
+def _systems(queries: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Every system that has ranked, in order, with its colour."""
+    names = list(dict.fromkeys(name for line in queries for name in line["order"]))
+    others = [name for name in names if name not in COLOURS]
+    more = {name: _OTHER_COLOURS[place % len(_OTHER_COLOURS)] for place, name in enumerate(others)}
+    return [{"name": name, "colour": COLOURS.get(name) or more[name]} for name in names]
+
+
+def _part(
+    heading: str, rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any], details: Mapping[str, Any],
+    queries: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:  # fmt: skip
+    """One table with its figures, as the template takes it."""
+    metrics = details["settings"]["metrics"]
+    colours = {one["name"]: one["colour"] for one in _systems(queries)}
+    scales = {metric: _scale([row[metric] for row in rows]) for metric in metrics}
+    return {
+        "heading": heading,
+        "described": described(about, details),
+        "rows": [
+            {
+                "system": row["system"], "colour": colours.get(row["system"], "#6b7280"), "latency": row.get("latency"),
+                "cells": [_cell(row[metric], *scales[metric]) for metric in metrics],
+            }
+            for row in rows
+        ],
+        "differences": [
+            {
+                "system": f"{row['system']} minus {row['minus']}",
+                "cells": [_difference(row[metric]) for metric in metrics],
+            }
+            for row in about["differences"]
+        ],
+        "depths": [
+            {"depth": depth, "rows": [{"system": row["system"], "cells": [row[metric]["value"] for metric in metrics]}
+                                      for row in of_depth]}
+            for depth, of_depth in about.get("depths", {}).items()
+        ],
+        "found": [
+            {"system": name, "shares": _shares([line["ranks"][name] for line in queries if name in line["ranks"]])}
+            for name in colours
+        ],
+    }  # fmt: skip
+
+
+def _scale(cells: Sequence[Mapping[str, float]]) -> tuple[float, float]:
+    """The ends of an axis on which all intervals lie, with some room."""
+    low, high = min(cell["low"] for cell in cells), max(cell["high"] for cell in cells)
+    room = 0.04 * (high - low) or 0.01
+    return low - room, high + room
+
+
+def _cell(cell: Mapping[str, float], low: float, high: float) -> dict[str, float]:
+    """A value with its interval, and their places between 0 and 100 on the axis of its column."""
+
+    def place(value: float) -> float:
+        return round(100 * (value - low) / (high - low), 2)
+
+    return {
+        "value": cell["value"], "low": cell["low"], "high": cell["high"], "at": place(cell["value"]),
+        "from": place(cell["low"]), "to": place(cell["high"]),
+    }  # fmt: skip
+
+
+def _difference(cell: Mapping[str, float]) -> dict[str, Any]:
+    """A difference, and whether its interval leaves zero out."""
+    sign = "better" if cell["low"] > 0 else "worse" if cell["high"] < 0 else "open"
+    return {"value": cell["value"], "low": cell["low"], "high": cell["high"], "p": cell.get("p_holm"), "sign": sign}
+
+
+def _shares(ranks: Sequence[int | None]) -> list[float]:
+    """The share of queries, in percent, whose first right passage stands at each of `RANKS`."""
+    counts = Counter(_bin(rank) for rank in ranks)
+    return [round(100 * counts[name] / max(1, len(ranks)), 2) for name in RANKS]
+
+
+def _bin(rank: int | None) -> str:
+    if rank is None:
+        return "not found"
+    return str(rank) if rank <= 3 else "4 to 5" if rank <= 5 else "6 to 10" if rank <= 10 else "below 10"
+
+
+def _embedded(
+    queries: Sequence[Mapping[str, Any]], passages: Sequence[Mapping[str, Any]], metrics: Sequence[str]
+) -> dict[str, Any]:
+    """What the page's script reads: a line for each query, and the texts of those that can be opened."""
+
+    def apart(line: Mapping[str, Any]) -> float:
+        return max(
+            (max(values) - min(values) for metric in metrics
+             if (values := [of[metric] for of in line["metrics"].values()])),
+            default=0.0,
+        )  # fmt: skip
+
+    opened = sorted(range(len(queries)), key=lambda number: (-apart(queries[number]), number))[:SHOWN]
+    with_passages = frozenset(opened)
+    wanted = {
+        (line["set"], name)
+        for number in opened
+        for line in (queries[number],)
+        for name in (*line["candidates"], *line["judged"])
+    }
+    systems = [one["name"] for one in _systems(queries)]
+    return {
+        "systems": systems,
+        "metrics": list(metrics),
+        "titles": [title(metric) for metric in metrics],
+        "queries": [
+            {
+                "set": line["set"], "qid": line["qid"], "query": line["query"],
+                "ranks": [line["ranks"].get(system) for system in systems],
+                "values": [[round(of[metric], 4) for metric in metrics] if (of := line["metrics"].get(system)) else None
+                           for system in systems],
+                "opened": _passages(line, systems) if number in with_passages else None,
+            }
+            for number, line in enumerate(queries)
+        ],
+        "texts": {
+            json.dumps([one["set"], one["id"]], ensure_ascii=False, separators=(",", ":")): one["text"]
+            for one in passages if (one["set"], one["id"]) in wanted
+        },
+    }  # fmt: skip
+
+
+def _passages(line: Mapping[str, Any], systems: Sequence[str]) -> dict[str, Any]:
+    return {
+        "candidates": line["candidates"],
+        "judged": line["judged"],
+        "order": [line["order"].get(system) for system in systems],
+        "scores": [
+            [round(score, 4) for score in line["scores"][system]] if system in line["scores"] else None
+            for system in systems
+        ],
+    }
