@@ -44,6 +44,7 @@ _FUNCTIONS = {
     "replay": "reranker.train.replay:replay_command",
     "evaluate": "reranker.evaluate.report:evaluate_command",
     "export": "reranker.export.huggingface:export_command",
+    "trim": "reranker.export.trim:trim_command",
     "score": "reranker.model.reranker:score_command",
     "demo": "reranker.demo.prepare:demo_command",
 }

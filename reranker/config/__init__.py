@@ -15,6 +15,7 @@ from reranker.config.preparing import PrepareConfig
 from reranker.config.shards import DataInspectConfig, DataVerifyConfig, IndexConfig, PackConfig
 from reranker.config.training import CheckpointListConfig, CheckpointVerifyConfig, ReplayConfig, TrainConfig
 from reranker.config.translation import TranslateConfig
+from reranker.config.trimming import TrimConfig
 
 COMMANDS: dict[str, tuple[type, str]] = {
     "prepare": (PrepareConfig, "make shards of groups in another language: translate, check, mine, check, pack"),
@@ -35,6 +36,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "replay": (ReplayConfig, "run one optimizer step from a checkpoint once more and tell of each group"),
     "evaluate": (EvaluateConfig, "compare first stage, base and fine-tuned model on a corpus with queries"),
     "export": (ExportConfig, "write a checkpoint as a Hugging Face directory with a model card"),
+    "trim": (TrimConfig, "cut a model's vocabulary to what a corpus uses: smaller, with the same scores"),
     "score": (ScoreConfig, "score passages for queries"),
     "demo": (DemoConfig, "prepare the demo's documents, training groups and base model"),
 }

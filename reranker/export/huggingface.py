@@ -11,7 +11,6 @@ The output is whole or absent, and it never takes the place of anything but an e
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,12 +23,12 @@ from reranker.config.models import ExportConfig
 from reranker.data.dataset import parse_sources
 from reranker.data.tokenize import CONFIG_KEY, Contract
 from reranker.errors import UserError
+from reranker.export.directory import check_output, finish, save
 from reranker.export.model_card import LICENSES, METRICS, CardFacts, model_card
 from reranker.export.onnx import FILE, check_packages, write_onnx
 from reranker.export.performance import performance_of
-from reranker.files import atomic_directory, read_json, write_json, write_text
+from reranker.files import atomic_directory, read_json, write_text
 from reranker.model.cross_encoder import load_config, load_tokenizer
-from reranker.progress import without_hub_bars
 from reranker.train.run_directory import CONFIG, INITIAL
 
 DTYPES = {Precision.fp32: torch.float32, Precision.fp16: torch.float16, Precision.bf16: torch.bfloat16}
@@ -78,7 +77,7 @@ def export_run(
         raise UserError("dtype", dtype.name, "fp32, fp16 or bf16", "say dtype=fp32")
     if onnx:
         check_packages()
-    _check_output(output)
+    check_output(output)
     settings = read_json(run_dir / CONFIG, "name the run_dir of a training")
     if not isinstance(settings, dict) or not isinstance(data := settings.get("data"), dict):
         raise UserError(run_dir / CONFIG, "no settings of a training", "the run directory of a training",
@@ -114,32 +113,17 @@ def export_weights(
         card: makes the model card, given the directory that the weights have just been written to.
         onnx: whether to write the model in ONNX as well.
     """
-    _check_output(output)
+    check_output(output)
     model = _model(weights, base, contract, DTYPES[dtype])
     tokenizer = load_tokenizer(str(base), key=str(base))
     tokenizer.model_max_length = contract.max_length
-    for key in ("is_local", "local_files_only", "name_or_path"):
-        # How the base was loaded here says nothing about the exported model.
-        tokenizer.init_kwargs.pop(key, None)
     with atomic_directory(output) as staging:
-        # save_pretrained imports deepspeed, which searches for an accelerator and writes of it to standard output.
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        with without_hub_bars():
-            model.save_pretrained(staging)
-            tokenizer.save_pretrained(staging)
-        written = read_json(staging / "tokenizer_config.json")
-        if written["tokenizer_class"] == "TokenizersBackend":
-            # transformers 4 knows the same class by this name only, and 5 reads both.
-            write_json(staging / "tokenizer_config.json", written | {"tokenizer_class": "PreTrainedTokenizerFast"})
+        save(model, tokenizer, staging)
         if onnx:
             # float32 of the rounded weights: what all who load the directory in float32 score with.
             write_onnx(model.float().eval(), staging, contract.max_length)
         write_text(staging / "README.md", card(staging))
-        mode = (staging / "README.md").stat().st_mode
-        for path in (path for path in staging.rglob("*") if path.is_file()):
-            path.chmod(mode)  # safetensors makes its file readable by its owner only
-            with open(path, "rb") as stream:
-                os.fsync(stream.fileno())
+        finish(staging)
 
 
 def _model(weights: Mapping[str, torch.Tensor], base: Path, contract: Contract, dtype: torch.dtype) -> Any:
@@ -181,16 +165,6 @@ def _check_weights(weights: Mapping[str, torch.Tensor], model: Any, base: Path) 
     if problems:
         raise UserError(base, f"a checkpoint with {problems[0]} ({len(problems)} such weights)",
                         "the weights of exactly this model", "use the directory that the run wrote itself")  # fmt: skip
-
-
-def _check_output(output: Path) -> None:
-    """Refuse to replace anything but an earlier export: a run directory has a config.json as well."""
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    config = output / "config.json"
-    if not output.is_dir() or not config.is_file() or CONFIG_KEY not in read_json(config):
-        kind = "a directory that holds something else" if output.is_dir() else "a file"
-        raise UserError("output", f"{output}, {kind}", "a new directory or an earlier export", "choose another one")
 
 
 def _facts(
