@@ -577,6 +577,11 @@ MUTATIONS = [
         "tests/chaos/test_survive.py::test_an_older_restart_of_a_job_does_not_take_its_run_directory_back",
     ),
     Mutation(
+        "a saved model is kept whatever it scores", "export/reload.py",
+        "if not difference <= TOLERANCE:", "if False:",
+        "tests/unit/test_export.py::test_a_directory_that_does_not_score_as_its_weights_is_not_left[head-bf16]",
+    ),
+    Mutation(
         "a trimmed tokenizer is kept however it cuts the corpus", "export/trim.py",
         "        if same.wrong:", "        if False:",
         "tests/unit/test_trim.py::test_a_tokenizer_that_cuts_the_corpus_otherwise_is_refused_and_nothing_is_written",

@@ -1,7 +1,7 @@
 """What every model directory that we write has in common: stock files, whole, which whoever reads one can all read.
 
 In: a model and its tokenizer, and a directory that is being made. Out: config.json, model.safetensors (several, where
-they are large) and the tokenizer in it, loaded by transformers 4 and 5 alike.
+they are large) and the tokenizer in it, loaded by transformers 4 and 5 alike; the limit of a pair, for servers.
 """
 
 from __future__ import annotations
@@ -29,6 +29,10 @@ def save(model: Any, tokenizer: Any, staging: Path, state: Mapping[str, torch.Te
     with without_hub_bars():
         model.save_pretrained(staging, state_dict=None if state is None else dict(state))
         tokenizer.save_pretrained(staging)
+    if contract := getattr(model.config, CONFIG_KEY, None):
+        # TEI and vLLM take from here how long a pair may be; CrossEncoder does not read it.
+        limit = {"max_seq_length": contract["max_length"], "do_lower_case": False}
+        write_json(staging / "sentence_bert_config.json", limit)
     written = read_json(staging / "tokenizer_config.json")
     if written["tokenizer_class"] == "TokenizersBackend":
         # transformers 4 knows the same class by this name only, and 5 reads both.

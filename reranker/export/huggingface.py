@@ -2,9 +2,18 @@
 
 In: a run directory: config.json (the resolved TrainConfig), initial/ (config and tokenizer of the base model),
 checkpoints/, optionally the report of an evaluation. Out: config.json, model.safetensors, the tokenizer, a model
-card and, where it is asked for, the model in ONNX. The truncation contract stands in config.json; the tokenizer's
-model_max_length is the contract's, and CrossEncoder's activation is the identity, so that other libraries cut and
-score as we do. No network is used.
+card and, where it is asked for, the model in ONNX. No network is used.
+
+The contract of a score, and who reads it where:
+
+    config.json                 reranker: max_length, query_max_length, truncation, the order of a pair, the raw logit
+                                sentence_transformers.activation_fn: the identity, for CrossEncoder and vLLM
+                                one label with its name: TEI and vLLM take the model for a reranker
+    tokenizer_config.json       model_max_length: transformers' and CrossEncoder's limit of a pair
+    sentence_bert_config.json   max_seq_length: TEI's and vLLM's
+
+FlagReranker reads no limit and is given it. TEI and vLLM are as their sources say, and are not run here. What is
+written is loaded again and must score as the weights do (`reload.py`).
 The output is whole or absent, and it never takes the place of anything but an earlier export.
 """
 
@@ -27,6 +36,7 @@ from reranker.export.directory import check_output, finish, save
 from reranker.export.model_card import LICENSES, METRICS, CardFacts, model_card
 from reranker.export.onnx import FILE, check_packages, write_onnx
 from reranker.export.performance import performance_of
+from reranker.export.reload import check_reload
 from reranker.files import atomic_directory, read_json, write_text
 from reranker.model.cross_encoder import load_config, load_tokenizer
 from reranker.train.run_directory import CONFIG, INITIAL
@@ -119,9 +129,11 @@ def export_weights(
     tokenizer.model_max_length = contract.max_length
     with atomic_directory(output) as staging:
         save(model, tokenizer, staging)
+        # float32 of the rounded weights: what all who load the directory in float32 score with.
+        model.float().eval()
+        check_reload(model, tokenizer, contract, staging)
         if onnx:
-            # float32 of the rounded weights: what all who load the directory in float32 score with.
-            write_onnx(model.float().eval(), staging, contract.max_length)
+            write_onnx(model, staging, contract.max_length)
         write_text(staging / "README.md", card(staging))
         finish(staging)
 
@@ -134,7 +146,7 @@ def _model(weights: Mapping[str, torch.Tensor], base: Path, contract: Contract, 
         raise UserError(base, "no config.json", "config and tokenizer of the base model", "start the training again")
     config = load_config(str(base), key=str(base))
     config.id2label = {0: "LABEL_0"}
-    setattr(config, CONFIG_KEY, contract.to_dict())
+    setattr(config, CONFIG_KEY, {**contract.to_dict(), "pair": ["query", "passage"], "score": "logit"})
     # CrossEncoder's default for one label is a sigmoid; the older key of the same meaning would contradict.
     config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
     if hasattr(config, "sbert_ce_default_activation_function"):

@@ -64,6 +64,13 @@ reranker = FlagReranker(path, use_fp16=False, max_length={contract.max_length}{f
 print(reranker.compute_score([(query, passage) for passage in passages]))
 ```
 
+### text-embeddings-inference, vLLM
+
+Both find what they need in the files: one label, `max_seq_length` in `sentence_bert_config.json`, vLLM the activation
+too. By their sources; neither was run with this model. A pair that is too long they cut, if at all, by their own rules.
+text-embeddings-inference answers `/rerank` with a sigmoid of the score unless it is asked with `"raw_scores": true`,
+vLLM with the raw score.
+
 ### reranker
 
 The framework that trained it cuts exactly as the training did, whatever the settings.

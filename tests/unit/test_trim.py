@@ -376,7 +376,7 @@ def test_a_trimmed_model_keeps_type_contract_and_card_and_tells_of_itself(
     assert card.startswith("---\nlicense: mit\n---\n\n# base\n")
     assert table.strip() in card
     assert {path.name for path in output.iterdir()} == {
-        "README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "trim.json"
+        "README.md", "config.json", "model.safetensors", "sentence_bert_config.json", "tokenizer.json", "tokenizer_config.json", "trim.json"
     }  # fmt: skip
     assert len({path.stat().st_mode for path in output.iterdir()}) == 1
     # The same command again replaces what it made; another directory it does not.
