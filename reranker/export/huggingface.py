@@ -36,6 +36,7 @@ from reranker.export.directory import check_output, finish, save
 from reranker.export.model_card import LICENSES, METRICS, CardFacts, model_card
 from reranker.export.onnx import FILE, check_packages, write_onnx
 from reranker.export.performance import performance_of
+from reranker.export.quantize import INT8_FILE, Agreement, write_int8
 from reranker.export.reload import check_reload
 from reranker.files import atomic_directory, read_json, write_text
 from reranker.model.cross_encoder import load_config, load_tokenizer
@@ -53,8 +54,11 @@ def export_command(config: ExportConfig) -> int:
         config.dtype,
         Path(config.report) if config.report else None,
         config.onnx,
+        config.int8,
+        config.int8_agreement,
     )
     beside = f", with {FILE} in fp32" if config.onnx else ""
+    beside += f" and {INT8_FILE}" if config.int8 else ""
     print(f"exported {config.checkpoint} of {config.run} to {output} in {config.dtype.name}{beside}")
     return 0
 
@@ -66,6 +70,8 @@ def export_run(
     dtype: Precision = Precision.fp32,
     report: Path | None = None,
     onnx: bool = False,
+    int8: str | None = None,
+    int8_agreement: float = 0.95,
 ) -> Path:
     """Export one checkpoint of a run and return the directory written.
 
@@ -75,6 +81,8 @@ def export_run(
         report: table.json for the card; None: report/table.json in the run directory, if it is there and of
             the weights that are exported.
         onnx: whether to write the model in ONNX as well. It has the weights as `dtype` rounds them, in float32.
+        int8: groups by which an ONNX file in 8 bits is judged, which is written as well; None: there is none.
+        int8_agreement: share of two passages of a query that it must leave in their order.
 
     Raises UserError for a directory that is no run, a checkpoint that is not there, weights that do not fit
     the base model, values beyond fp16, an output directory that holds something else, a `report` of other
@@ -85,6 +93,12 @@ def export_run(
     output = output or run_dir / "model"
     if dtype not in DTYPES:
         raise UserError("dtype", dtype.name, "fp32, fp16 or bf16", "say dtype=fp32")
+    if int8 and not onnx:
+        raise UserError(
+            "int8", f"{int8} without the ONNX file that is quantised", "onnx=true beside it", "say onnx=true"
+        )
+    if not 0 <= int8_agreement <= 1:
+        raise UserError("int8_agreement", str(int8_agreement), "a share from 0 to 1", "change the value")
     if onnx:
         check_packages()
     check_output(output)
@@ -97,12 +111,12 @@ def export_run(
     weights = read_weights(found)
     facts = _facts(settings, read_state(found), contract, dtype, sum(map(torch.Tensor.numel, weights.values())))
 
-    def card(written: Path) -> str:
+    def card(written: Path, quantised: Agreement | None) -> str:
         table = report or run_dir / "report" / "table.json"
         performance = performance_of(written, table, required=report is not None)
-        return model_card(dataclasses.replace(facts, performance=performance, onnx=onnx))
+        return model_card(dataclasses.replace(facts, performance=performance, onnx=onnx, int8=quantised))
 
-    export_weights(weights, run_dir / INITIAL, output, contract, card, dtype, onnx)
+    export_weights(weights, run_dir / INITIAL, output, contract, card, dtype, onnx, int8, int8_agreement)
     return output
 
 
@@ -111,17 +125,20 @@ def export_weights(
     base: Path,
     output: Path,
     contract: Contract,
-    card: Callable[[Path], str],
+    card: Callable[[Path, Agreement | None], str],
     dtype: Precision = Precision.fp32,
     onnx: bool = False,
+    int8: str | None = None,
+    int8_agreement: float = 0.95,
 ) -> None:
     """Write a model directory.
 
     Args:
         weights: every parameter of the AutoModelForSequenceClassification of `base`, by name; no buffers.
         base: directory with the config and the tokenizer of the base model; the dropout values are its own.
-        card: makes the model card, given the directory that the weights have just been written to.
-        onnx: whether to write the model in ONNX as well.
+        card: makes the model card, given the directory that the weights have just been written to, and how far the
+            8-bit file agrees with them, if there is one.
+        onnx, int8, int8_agreement: as `export_run` has them.
     """
     check_output(output)
     model = _model(weights, base, contract, DTYPES[dtype])
@@ -134,7 +151,8 @@ def export_weights(
         check_reload(model, tokenizer, contract, staging)
         if onnx:
             write_onnx(model, staging, contract.max_length)
-        write_text(staging / "README.md", card(staging))
+        quantised = write_int8(model, tokenizer, contract, staging, int8, int8_agreement) if int8 else None
+        write_text(staging / "README.md", card(staging, quantised))
         finish(staging)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from reranker.data.tokenize import Contract
 from reranker.export import passages
 from reranker.export.performance import Performance
+from reranker.export.quantize import Agreement
 from reranker.export.usage import usage
 
 LICENSES = {
@@ -52,6 +53,7 @@ class CardFacts:
         performance: of exactly the exported weights in an evaluation, or None.
         versions: of the libraries that trained.
         onnx: whether the model lies in the directory in ONNX as well.
+        int8: how far the ONNX file in 8 bits agrees with the model, or None where there is none.
     """
 
     name: str
@@ -75,6 +77,7 @@ class CardFacts:
     performance: Performance | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     onnx: bool = False
+    int8: Agreement | None = None
 
 
 def model_card(facts: CardFacts) -> str:
@@ -109,7 +112,7 @@ This is a stock `AutoModelForSequenceClassification` with one label: no code of 
 
 
 def _usage(facts: CardFacts) -> str:
-    return usage(facts.name, facts.contract, facts.onnx)
+    return usage(facts.name, facts.contract, facts.onnx, facts.int8)
 
 
 def _data(facts: CardFacts) -> str:
