@@ -45,6 +45,7 @@ _FUNCTIONS = {
     "evaluate": "reranker.evaluate.report:evaluate_command",
     "export": "reranker.export.huggingface:export_command",
     "trim": "reranker.export.trim:trim_command",
+    "soup": "reranker.export.soup:soup_command",
     "score": "reranker.model.reranker:score_command",
     "demo": "reranker.demo.prepare:demo_command",
 }

@@ -582,6 +582,16 @@ MUTATIONS = [
         "tests/unit/test_export.py::test_a_directory_that_does_not_score_as_its_weights_is_not_left[head-bf16]",
     ),
     Mutation(
+        "an 8-bit file is kept however it orders", "export/quantize.py",
+        "if not found.order >= least:", "if False:",
+        "tests/end_to_end/test_onnx.py::test_an_8_bit_file_that_changes_the_order_more_than_allowed_leaves_nothing_behind",
+    ),
+    Mutation(
+        "a soup is the one that is worst on dev", "export/soup.py",
+        "alpha = max(alphas, key", "alpha = min(alphas, key",
+        "tests/unit/test_soup.py::test_the_best_alpha_on_the_dev_groups_is_taken_and_all_are_told",
+    ),
+    Mutation(
         "a trimmed tokenizer is kept however it cuts the corpus", "export/trim.py",
         "        if same.wrong:", "        if False:",
         "tests/unit/test_trim.py::test_a_tokenizer_that_cuts_the_corpus_otherwise_is_refused_and_nothing_is_written",

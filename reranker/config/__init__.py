@@ -10,7 +10,7 @@ from __future__ import annotations
 from reranker.config.checking import CheckConfig
 from reranker.config.cluster import DoctorConfig, JobsConfig, SubmitConfig, SweepShowConfig
 from reranker.config.mining import MineConfig
-from reranker.config.models import DemoConfig, EvaluateConfig, ExportConfig, ScoreConfig
+from reranker.config.models import DemoConfig, EvaluateConfig, ExportConfig, ScoreConfig, SoupConfig
 from reranker.config.preparing import PrepareConfig
 from reranker.config.shards import DataInspectConfig, DataVerifyConfig, IndexConfig, PackConfig
 from reranker.config.training import CheckpointListConfig, CheckpointVerifyConfig, ReplayConfig, TrainConfig
@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "evaluate": (EvaluateConfig, "compare first stage, base and fine-tuned model on a corpus with queries"),
     "export": (ExportConfig, "write a checkpoint as a Hugging Face directory with a model card"),
     "trim": (TrimConfig, "cut a model's vocabulary to what a corpus uses: smaller, with the same scores"),
+    "soup": (SoupConfig, "mix the weights of a base and a fine-tuned model, best on dev groups"),
     "score": (ScoreConfig, "score passages for queries"),
     "demo": (DemoConfig, "prepare the demo's documents, training groups and base model"),
 }
