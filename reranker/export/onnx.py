@@ -73,7 +73,7 @@ def _exported(model: Any) -> Any:
     inputs = _inputs(model, [7, 4, 6])
     axes = {name: {0: "batch", 1: "sequence"} for name in inputs}
     try:
-        with _quietly(), torch.no_grad():
+        with quietly(), torch.no_grad():
             program = torch.onnx.export(model, kwargs=inputs, dynamic_shapes=axes, input_names=list(inputs),
                                         output_names=["logits"], verbose=False)  # fmt: skip
     except torch.onnx.OnnxExporterError as error:
@@ -132,7 +132,7 @@ def _inputs(model: Any, lengths: Sequence[int]) -> dict[str, torch.Tensor]:
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """What the exporter says of itself stays away: logs, warnings, counts of its rewrites, its graph where it fails."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)

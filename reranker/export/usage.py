@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from reranker.data.tokenize import Contract
 from reranker.export.onnx import FILE
+from reranker.export.quantize import INT8_FILE, Agreement
 
 
-def usage(name: str, contract: Contract, onnx: bool) -> str:
-    """The section of the card. `name` is what the model is loaded by; `onnx`: whether it lies there in ONNX as well."""
+def usage(name: str, contract: Contract, onnx: bool, int8: Agreement | None = None) -> str:
+    """The section of the card. `name` is what the model is loaded by; `onnx`: whether it lies there in ONNX as well;
+    `int8`: how far it agrees in 8 bits, if it lies there so.
+    """
     flag = f", query_max_length={contract.query_max_length}" if contract.query_max_length else ""
     return f"""## Usage
 
@@ -54,7 +57,7 @@ from sentence_transformers import CrossEncoder
 model = CrossEncoder(path)
 print(model.predict([(query, passage) for passage in passages]))
 ```
-{_onnx() if onnx else ""}
+{_onnx(int8) if onnx else ""}
 ### FlagEmbedding
 
 ```python
@@ -63,6 +66,13 @@ from FlagEmbedding import FlagReranker
 reranker = FlagReranker(path, use_fp16=False, max_length={contract.max_length}{flag})
 print(reranker.compute_score([(query, passage) for passage in passages]))
 ```
+
+### text-embeddings-inference, vLLM
+
+Both find what they need in the files: one label, `max_seq_length` in `sentence_bert_config.json`, vLLM the activation
+too. By their sources; neither was run with this model. A pair that is too long they cut, if at all, by their own rules.
+text-embeddings-inference answers `/rerank` with a sigmoid of the score unless it is asked with `"raw_scores": true`,
+vLLM with the raw score.
 
 ### reranker
 
@@ -79,7 +89,11 @@ echo '{{"query": "파이썬 리스트 정렬", "passages": ["list.sort()", "튜�
 ```"""
 
 
-def _onnx() -> str:
+def _onnx(int8: Agreement | None) -> str:
+    quantised = f"""
+`{INT8_FILE}` is the same in 8 bits (`model_kwargs={{"file_name": "model_quantized.onnx"}}`). Against the model:
+{int8}.
+""" if int8 else ""  # fmt: skip
     return f"""
 ### ONNX Runtime
 
@@ -93,7 +107,7 @@ session = onnxruntime.InferenceSession(f"{{path}}/{FILE}", providers=["CPUExecut
 taken = {{one.name: inputs[one.name].numpy() for one in session.get_inputs()}}
 print(session.run(["logits"], taken)[0][:, 0])
 ```
-"""
+{quantised}"""
 
 
 def _cutting(contract: Contract) -> str:

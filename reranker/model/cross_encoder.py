@@ -83,22 +83,36 @@ def load_model(
     `dtype` is explicit, as from_pretrained otherwise keeps the checkpoint's own. `dropout` replaces the
     hidden and attention dropout of the config.
     """
+    model, fresh = load_weights(name, dtype, revision=revision, seed=seed, dropout=dropout, key=key)
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model, bool(fresh)
+
+
+def load_weights(
+    name: str,
+    dtype: torch.dtype | None,
+    *,
+    revision: str | None = None,
+    seed: int = 0,
+    dropout: float | None = None,
+    key: str = "model.name",
+) -> tuple[Any, list[str]]:
+    """(model, names of the weights of its score head that the checkpoint lacks). `dtype` None: the checkpoint's own."""
     from transformers import AutoModelForSequenceClassification
 
     config = load_config(name, revision, key)
     set_dropout(config, dropout)
     with _told_as_ours(name, key), _seeded(seed):
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            name, revision=revision, config=config, dtype=dtype, output_loading_info=True
+            name, revision=revision, config=config, dtype=dtype or "auto", output_loading_info=True
         )
     fresh = sorted(info["missing_keys"])
     body = [weight for weight in fresh if not any(part in HEAD_NAMES for part in weight.split("."))]
     if body:
         raise UserError(key, f"{name} without {len(body)} weights of its encoder, {body[0]} the first",
                         "a whole checkpoint", "check how it was saved")  # fmt: skip
-    if gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model, bool(fresh)
+    return model, fresh
 
 
 def set_dropout(config: Any, dropout: float | None) -> None:

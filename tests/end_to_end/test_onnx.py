@@ -27,6 +27,8 @@ from reranker import cli
 from reranker.errors import UserError
 from reranker.export import onnx as onnx_export
 from reranker.export.huggingface import export_run
+from reranker.export.quantize import agreement
+from reranker.groups import Group, read_groups, write_groups
 from tests.tiny import tiny_model
 from tests.unit.test_export import make_run
 
@@ -242,6 +244,74 @@ def test_scores_that_are_not_the_models_leave_nothing_behind(
         )  # fmt: skip
     else:
         assert said == ""
+
+
+@pytest.fixture(scope="module")
+def judges(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Groups of many passages, some of them alike: none is kept in its order by chance."""
+    path = tmp_path_factory.mktemp("judges") / "groups.jsonl"
+    words = [*"이다는의을에고하가를", "정렬", "list", "sort()", "tuple", "함수", "반복자"]
+    generator = np.random.default_rng(0)
+    write_groups(path, [
+        Group(" ".join(generator.choice(words, 4)), (" ".join(generator.choice(words, 9)),),
+              tuple(" ".join(generator.choice(words, 9)) for _ in range(7))) for _ in range(20)
+    ])  # fmt: skip
+    return path
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_8_bit_file_agrees_as_far_as_is_told(
+    kind: str, runs: dict[str, Path], judges: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "model"
+    command = ["export", f"run={runs[kind]}", f"output={output}", "onnx=true", f"int8={judges}", "int8_agreement=0.8"]
+    assert cli.main(command) == 0
+    told = capsys.readouterr()
+    assert told.out.splitlines()[0].endswith("with onnx/model.onnx in fp32 and onnx/model_quantized.onnx")
+    assert told.err == ""
+    files = {name: output / "onnx" / name for name in ("model.onnx", "model_quantized.onnx")}
+    types = {weight.data_type for weight in onnx.load(files["model_quantized.onnx"]).graph.initializer if weight.dims}
+    assert onnx.TensorProto.INT8 in types
+    model, tokenizer = model_of(output), AutoTokenizer.from_pretrained(output)
+    session = onnxruntime.InferenceSession(files["model_quantized.onnx"], providers=["CPUExecutionProvider"])
+    expected, found = [], []
+    for group in read_groups(judges):
+        passages = [*group.pos, *group.neg]
+        inputs = tokenizer([group.query] * len(passages), passages, padding=True, return_tensors="pt")
+        with torch.no_grad():
+            expected.append(model(**inputs).logits[:, 0].numpy())
+        found.append(scores_of(session, inputs)[:, 0].numpy())
+    own = agreement(expected, found)
+    assert own.largest > 0
+    assert own.order > 0.8
+    card = " ".join((output / "README.md").read_text("utf-8").split())
+    assert f"{own.order:.1%} of the passages of a query, two by two, in the same order" in card
+    assert f"standard deviation is {own.deviation:.2g} ({own.pairs:,} pairs)" in card
+
+
+def test_an_8_bit_file_that_changes_the_order_more_than_allowed_leaves_nothing_behind(
+    runs: dict[str, Path], judges: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["export", f"run={runs['xlm-roberta']}", f"output={tmp_path / 'model'}", "onnx=true", f"int8={judges}"]
+    assert cli.main([*command, "int8_agreement=1"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("reranker: error: int8: found a quantised file with ")
+    assert said.endswith("expected 100.0% in the same order; say int8=null, or a lower int8_agreement\n")
+    assert cli.main([word for word in command if word != "onnx=true"]) == 2
+    assert "expected onnx=true beside it" in capsys.readouterr().err
+    assert cli.main([*command, "int8=nowhere.jsonl"]) == 2
+    assert "nowhere.jsonl: found no such file" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_agreement_counts_order_best_and_distance() -> None:
+    one = [np.array([3.0, 1.0, 2.0], np.float32), np.array([0.0, 1.0], np.float32)]
+    same = agreement(one, one)
+    assert (same.pairs, same.largest, same.order, same.best) == (5, 0.0, 1.0, 1.0)
+    turned = agreement(one, [-one[0], one[1]])
+    assert (turned.order, turned.best, turned.largest) == (0.25, 0.5, 6.0)
+    nothing = agreement(one, [np.full(3, np.nan, np.float32), np.zeros(2, np.float32)])
+    assert (nothing.order, nothing.best) == (0.0, 0.0)
 
 
 def test_a_model_that_cannot_be_exported_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

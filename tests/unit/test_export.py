@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from reranker import cli
@@ -42,9 +43,9 @@ CONTRACT = Contract(max_length=96)
 ONLY_SECOND = Contract(max_length=96, truncation="only_second")
 
 
-def plain_card(text: str = "") -> Callable[[Path], str]:
+def plain_card(text: str = "") -> Callable[..., str]:
     """A model card of fixed text, whatever the weights."""
-    return lambda written: text
+    return lambda *facts: text
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +127,47 @@ def test_cross_encoder_answers_with_raw_scores_without_any_setting(exported: Pat
     close(found, our_scores(exported, pairs))
 
 
+def test_cross_encoder_cuts_a_long_passage_of_a_short_query_as_only_second_does(only_second: Path) -> None:
+    """It knows `longest_first` alone: the same where the passage is the longer text, and told in the card where not."""
+    from sentence_transformers import CrossEncoder
+
+    encoder = CrossEncoder(str(only_second), device="cpu")
+    close(encoder.predict(SHORT + LONG_PASSAGE, convert_to_tensor=True), our_scores(only_second, SHORT + LONG_PASSAGE))
+    assert encoder.predict(LONG_QUERY)[0] != pytest.approx(our_scores(only_second, LONG_QUERY).item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [Precision.fp32, Precision.fp16, Precision.bf16])
+@pytest.mark.parametrize("fault", ["head", "limit", "nan", "tokenizer"])
+def test_a_directory_that_does_not_score_as_its_weights_is_not_left(
+    fault: str, dtype: Precision, tmp_path: Path, base: Path, weights: dict[str, torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """What was just written is spoilt behind the writer's back."""
+    from reranker.export import huggingface
+
+    whole = huggingface.save
+
+    def faulty(model: Any, tokenizer: Any, staging: Path) -> None:
+        whole(model, tokenizer, staging)
+        if fault in ("head", "nan"):
+            saved = load_file(staging / "model.safetensors")
+            saved["classifier.out_proj.bias"] += float("nan") if fault == "nan" else 0.01
+            save_file(saved, staging / "model.safetensors", metadata={"format": "pt"})
+        elif fault == "limit":
+            config = json.loads((staging / "config.json").read_text())
+            config["reranker"]["max_length"] = 64
+            (staging / "config.json").write_text(json.dumps(config))
+        else:
+            content = (staging / "tokenizer.json").read_text("utf-8")
+            (staging / "tokenizer.json").write_text(content.replace('"NFD"', '"NFC"'), encoding="utf-8")
+
+    export_weights(weights, base, tmp_path / "good", CONTRACT, plain_card(), dtype)
+    monkeypatch.setattr(huggingface, "save", faulty)
+    with pytest.raises(UserError, match=r"a saved model whose scores are|scores that are not finite"):
+        export_weights(weights, base, tmp_path / "bad", CONTRACT, plain_card(), dtype)
+    assert [path.name for path in tmp_path.iterdir()] == ["good"]
+
+
 def test_flag_reranker_scores_as_we_do_where_nothing_is_cut(exported: Path) -> None:
     close(flag_scores(exported, SHORT, CONTRACT.max_length), our_scores(exported, SHORT))
 
@@ -145,7 +187,15 @@ def test_the_config_carries_contract_and_the_dropout_of_the_base(only_second: Pa
     config = json.loads((only_second / "config.json").read_text("utf-8"))
     assert config["architectures"] == ["XLMRobertaForSequenceClassification"]
     assert config["id2label"] == {"0": "LABEL_0"}
-    assert config["reranker"] == {"max_length": 96, "query_max_length": None, "truncation": "only_second"}
+    assert config["reranker"] == {
+        "max_length": 96, "query_max_length": None, "truncation": "only_second", "pair": ["query", "passage"],
+        "score": "logit",
+    }  # fmt: skip
+    # What TEI needs of a reranker (router/src/lib.rs), and where it and vLLM find the limit of a pair.
+    assert config["label2id"] == {"LABEL_0": 0}
+    assert config["sentence_transformers"] == {"activation_fn": "torch.nn.modules.linear.Identity"}
+    limit = json.loads((only_second / "sentence_bert_config.json").read_text("utf-8"))
+    assert limit == {"max_seq_length": 96, "do_lower_case": False}
     assert config["dtype"] == "float32"
     assert config["hidden_dropout_prob"] == AutoConfig.from_pretrained(base).hidden_dropout_prob > 0
     tokenizer = json.loads((only_second / "tokenizer_config.json").read_text("utf-8"))
