@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn, cast
 
+from reranker.commands import DIRECTORIES, OUTSIDE, TO_READ, function
 from reranker.config import COMMANDS, WITH_GROUPS
 from reranker.config.grammar import quoted
 from reranker.config.preparing import STAGES
@@ -27,45 +28,6 @@ from reranker.help import command_help, overview
 INTERRUPTED = 130
 HEAD_START = 2.0  # seconds
 _HELP = ("-h", "--help", "help")
-_FUNCTIONS = {
-    "translate": "reranker.prepare.translate.command:translate_command",
-    "mine": "reranker.prepare.mine.command:mine_command",
-    "check": "reranker.prepare.check.command:check_command",
-    "pack": "reranker.prepare.pack:pack_command",
-    "index": "reranker.prepare.foreign:index_command",
-    "data inspect": "reranker.prepare.inspect:inspect_command",
-    "data verify": "reranker.prepare.verify:verify_command",
-    "submit": "reranker.cluster.submit:submit_command",
-    "jobs": "reranker.cluster.jobs:jobs_command",
-    "sweep show": "reranker.cluster.sweep:sweep_show_command",
-    "doctor cluster": "reranker.cluster.doctor:doctor_command",
-    "checkpoint list": "reranker.train.checkpoints:list_command",
-    "checkpoint verify": "reranker.train.checkpoints:verify_command",
-    "replay": "reranker.train.replay:replay_command",
-    "dashboard": "reranker.train.dashboard:dashboard_command",
-    "evaluate": "reranker.evaluate.report:evaluate_command",
-    "evaluate compare": "reranker.evaluate.compare:compare_command",
-    "export": "reranker.export.huggingface:export_command",
-    "trim": "reranker.export.trim:trim_command",
-    "soup": "reranker.export.soup:soup_command",
-    "score": "reranker.model.reranker:score_command",
-    "demo": "reranker.demo.prepare:demo_command",
-}
-_DIRECTORY = {
-    "data inspect": ("shards",),
-    "data verify": ("shards",),
-    "jobs": ("runs",),
-    "sweep show": ("sweep",),
-    "checkpoint list": ("run",),
-    "checkpoint verify": ("path",),
-    "replay": ("checkpoint",),
-    "evaluate compare": ("first", "second"),
-}
-"""The keys that lone directories are the values of, in the commands that take any."""
-_TO_READ = ("score", "data inspect", "jobs", "sweep show", "checkpoint list", "replay", "evaluate compare")
-"""Commands whose output is all that they are for."""
-_OUTSIDE = ("prepare",)
-"""Commands that run others: behind Hydra, which does not run in itself."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -103,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         # `reranker score ... | head` closed our output: not an error, but nothing more can be written. A command that
         # is for more than its output has not ended well.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0 if any(" ".join(argv[:words]) in _TO_READ for words in (1, 2)) else 1
+        return 0 if any(" ".join(argv[:words]) in TO_READ for words in (1, 2)) else 1
 
 
 def console(argv: list[str] | None = None) -> NoReturn:
@@ -132,7 +94,7 @@ def run_command(command: str, arguments: list[str], work: Callable[[Any], int] |
     UserError.
     """
     if any(argument in ("-h", "--help") for argument in arguments):
-        print(command_help(command, len(_DIRECTORY.get(command, ()))))
+        print(command_help(command, len(DIRECTORIES.get(command, ()))))
         return 0
     import yaml
     from hydra.core.config_store import ConfigStore
@@ -149,10 +111,10 @@ def run_command(command: str, arguments: list[str], work: Callable[[Any], int] |
         # What a job raises would make Hydra print a report of its own: it is kept until Hydra is done.
         try:
             settings = _to_settings(command, config)
-            if command in _OUTSIDE:
+            if command in OUTSIDE:
                 outside.append(settings)
             else:
-                codes.append((work or _function(command))(settings))
+                codes.append((work or function(command, run_command))(settings))
         except Exception as error:
             failures.append(error)
             if sweeping:
@@ -185,7 +147,7 @@ def run_command(command: str, arguments: list[str], work: Callable[[Any], int] |
             os.environ["HYDRA_FULL_ERROR"] = saved_report
     if failures and not sweeping:
         raise failures[0]
-    codes += [_function(command)(settings) for settings in outside]
+    codes += [function(command, run_command)(settings) for settings in outside]
     return max(codes, default=0)
 
 
@@ -211,7 +173,7 @@ def _config_name(command: str) -> str:
 
 def _with_directory(command: str, arguments: list[str]) -> list[str]:
     """`arguments` with lone directories written as key=..., where the command takes any."""
-    keys = list(_DIRECTORY.get(command, ()))
+    keys = list(DIRECTORIES.get(command, ()))
     written = list(arguments)
     for place, argument in enumerate(arguments):
         of_a_flag = place > 0 and arguments[place - 1].startswith("-")  # --cfg job
@@ -278,45 +240,6 @@ def _tell(error: UserError) -> None:
 
 def _is_rank_0() -> bool:
     return os.environ.get("RANK", "0") == "0"
-
-
-def _function(command: str) -> Callable[[Any], int]:
-    if command in _OF_LAYERS:
-        return _OF_LAYERS[command]
-    module, _, name = _FUNCTIONS[command].partition(":")
-    return cast(Callable[[Any], int], getattr(importlib.import_module(module), name))
-
-
-def _prepare(config: Any) -> int:
-    # Preparation runs other commands, which only this layer knows.
-    from reranker.prepare.prepare import prepare_command
-
-    return prepare_command(config, run_command)
-
-
-def _train(config: Any) -> int:
-    from reranker.train.preemption import hold
-
-    hold()
-    # Training ends with an evaluation on the dev groups and an export, both of later layers: joined here.
-    from reranker.evaluate.dev import DevEvaluator
-    from reranker.export.huggingface import export_run
-    from reranker.train.main import train
-
-    return train(config, evaluator=DevEvaluator, export=export_run)
-
-
-def _evaluate(config: Any) -> int:
-    # srun's ranks are known to the layer of clusters alone.
-    from reranker.cluster.environment import take_from_slurm
-    from reranker.evaluate.report import evaluate_command
-
-    take_from_slurm()
-    return evaluate_command(config)
-
-
-_OF_LAYERS = {"train": _train, "prepare": _prepare, "evaluate": _evaluate}
-"""Commands that join layers which do not know each other."""
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def _results(
     model.to(device).eval()
     for alpha in alphas:
         model.load_state_dict(interpolated(base, kept, alpha), strict=False)
-        results[alpha] = evaluator.evaluate(
+        results[alpha], _ = evaluator.evaluate(
             lambda pairs: score_pairs(model, pairs), 0, 1, lambda values: [values], device, packed=False
         )
     model.load_state_dict(kept, strict=False)
