@@ -227,7 +227,9 @@ def _unknown_option(command: str, group: str, option: Any, options: Iterable[str
         fix = f"leave {group} out"
     else:
         holding = [name for name in options if str(option) in name]
-        near = closest(str(option), options) or (holding[0] if len(holding) == 1 else None)
+        # zero2 for 2, of which zero2_offload is a variant.
+        held = min(holding, key=len, default="")
+        near = closest(str(option), options) or (held if all(one.startswith(held) for one in holding) else None) or None
         fix = f"did you mean {near}?" if near else _see(command)
     return UserError(group, _shown(option), "one of " + ", ".join(options) if options else "an option", fix)
 

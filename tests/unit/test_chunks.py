@@ -119,7 +119,6 @@ def test_more_passes_than_chunks_add_nothing_and_run_the_model_as_often(director
     assert_equal_gradients(found, expected)
 
 
-@pytest.mark.parametrize("packed", [True, False])
 def test_the_gradient_by_a_score_of_16_bits_is_not_rounded_to_16_bits() -> None:
     """A loss scale comes behind it: what 16 bits cannot hold before would be lost."""
     weight = torch.full((1,), 0.5, dtype=torch.float16, requires_grad=True)
@@ -138,6 +137,7 @@ def test_the_gradient_by_a_score_of_16_bits_is_not_rounded_to_16_bits() -> None:
     assert all(loss.dtype == torch.float32 and loss.item() != 0 for loss in seen)
 
 
+@pytest.mark.parametrize("packed", [True, False])
 def test_no_forward_pass_is_larger_than_a_chunk(directory: Path, packed: bool) -> None:
     model, seen = model_of(directory, packed), []
 

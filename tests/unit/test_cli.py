@@ -45,7 +45,7 @@ def line_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return err.removeprefix("reranker: error: ").rstrip("\n")
 
 
-STAGES = "one of zero0, zero1, zero2, zero3"
+STAGES = "one of zero0, zero1, zero2, zero2_offload, zero3, zero3_offload"
 SEE = "see reranker train --help"
 UNKNOWN = "found an unknown key, expected a key of train"
 NO_SHARDS = (
@@ -256,7 +256,7 @@ def test_flags_that_exclude_each_other_are_refused(capsys: pytest.CaptureFixture
 
 def run_with(monkeypatch: pytest.MonkeyPatch, function: object):  # type: ignore[no-untyped-def]
     """`cli.main`, with `function` in the place of the command's work."""
-    monkeypatch.setattr(cli, "_function", lambda command: function)
+    monkeypatch.setattr(cli, "function", lambda command, run: function)
     return lambda *arguments: cli.main(list(arguments))
 
 

@@ -266,13 +266,13 @@ def test_each_part_embeds_its_own_passages_first_and_then_what_is_missing(
     settings = {"retriever": Retriever.dense}
     model = encoder(tmp_path / "encoder")
     embedded: list[int] = []
-    embed = dense._embed
+    embed = dense.embed
 
     def noted(model: Any, texts: list[str], batch_tokens: int) -> Any:
         embedded.append(int(texts[0].split()[1]) // 100 if texts[0].startswith("대답은") else -1)
         return embed(model, texts, batch_tokens)
 
-    monkeypatch.setattr(dense, "_embed", noted)
+    monkeypatch.setattr(dense, "embed", noted)
 
     def run(output: str, part: str | None) -> None:
         config = MineConfig(groups=str(tmp_path / "wanted.jsonl"), corpus=str(tmp_path / "corpus.jsonl"),
