@@ -106,7 +106,7 @@ def test_fp16_and_bf16_follow_fp32_in_chunks(
 ) -> None:
     scale = {"precision.initial_scale_power": 10} if precision == "fp16" else {}
     values = fp16(**scale) | {"precision": precision, "batch.packing": "padded"}
-    train(2, inputs.overrides(tmp_path / "run", deepspeed="zero1", **values, **{"batch.chunk_tokens": 200}))
+    train(2, inputs.overrides(tmp_path / "run", deepspeed="zero1", **values, **{"batch.chunk_tokens": 100}))
     losses, expected = torch.tensor(column(tmp_path / "run", "train/loss")), torch.tensor(in_fp32)
     assert column(tmp_path / "run", "train/skipped") == [0] * STEPS
     assert 0 < (losses - expected).abs().max() <= DISTANCE
