@@ -60,16 +60,16 @@ def is_rank(pid: int, rank: int) -> bool:
 
 
 def test_a_killed_rank_is_told_and_the_job_goes_on(
-    cluster: Cluster, inputs: Inputs, whole_of_four: Path, tmp_path: Path
+    cluster: Cluster, inputs: Inputs, whole: Path, tmp_path: Path
 ) -> None:
-    job = Submitted(cluster, inputs, tmp_path, hold=5, ranks=2)
+    job = Submitted(cluster, inputs, tmp_path, hold=5)
     job.is_held()
-    (rank,) = [pid for pid in naming(str(job.run)) if is_rank(pid, 2)]
+    (rank,) = [pid for pid in naming(str(job.run)) if is_rank(pid, 1)]
     os.kill(rank, signal.SIGKILL)
     job.ended()
     assert job.restarts == 1
     assert "for the 1. time behind step-" in job.out.read_text()
-    assert_as_if_nothing_had_happened(job.run, whole_of_four)
+    assert_as_if_nothing_had_happened(job.run, whole)
 
 
 def test_a_cancelled_job_ends_for_good(cluster: Cluster, inputs: Inputs, tmp_path: Path) -> None:

@@ -21,9 +21,9 @@ GRADES = st.integers(-1, 3)
 LEVELS = st.sampled_from([0.0, 0.25, 0.5, 1.0])
 """Few, so that most runs have ties."""
 
-qrels = st.fixed_dictionaries(
-    {query: st.dictionaries(st.sampled_from(PASSAGES), GRADES, min_size=1) for query in QUERIES}
-)
+# trec_eval counts from grade 0 to the highest of a query: where that is below 0 it does not come to an end.
+judged = st.dictionaries(st.sampled_from(PASSAGES), GRADES, min_size=1).filter(lambda grades: max(grades.values()) >= 0)
+qrels = st.fixed_dictionaries(dict.fromkeys(QUERIES, judged))
 runs = st.dictionaries(st.sampled_from(QUERIES), st.dictionaries(st.sampled_from(PASSAGES), LEVELS, min_size=1))
 CUTS = (1, 3, 5, 10)
 
