@@ -22,8 +22,9 @@ from pathlib import Path
 
 import torch
 
+from reranker.checks import check_at_least
 from reranker.cluster.environment import take_from_slurm
-from reranker.cluster.probes import SEEN, Reduction, clock, reduce, try_files
+from reranker.cluster.probes import Reduction, clock, reduce, try_files
 from reranker.config.cluster import DoctorConfig
 from reranker.errors import UserError
 from reranker.files import write_json
@@ -59,11 +60,12 @@ class Facts:
 
 def doctor_command(config: DoctorConfig) -> int:
     """`reranker doctor cluster`. Returns the exit code, the same on every rank."""
+    check_at_least([("mib", config.mib, 1), ("wait", config.wait, 0), ("timeout", config.timeout, 1)])
     take_from_slurm()
     ranks = join(config.device, config.timeout)
     try:
-        facts, reduction = examine(ranks, Path(config.directory).absolute(), config.mib)
-        problems = diagnose(facts)
+        facts, reduction = examine(ranks, Path(config.directory).absolute(), config.mib, config.wait)
+        problems = diagnose(facts, config.wait)
         if ranks.first:
             show(facts, reduction, problems, ranks.device.type)
             if config.output:
@@ -75,7 +77,7 @@ def doctor_command(config: DoctorConfig) -> int:
         leave()
 
 
-def examine(ranks: Ranks, directory: Path, mib: int) -> tuple[list[Facts], Reduction]:
+def examine(ranks: Ranks, directory: Path, mib: int, wait: float) -> tuple[list[Facts], Reduction]:
     """The facts of every rank, on every rank; a collective call. Raises UserError."""
     if ranks.first and not directory.is_dir():
         mistake: UserError | None = UserError("directory", f"{directory}, no directory", "one on the file system for "
@@ -84,7 +86,7 @@ def examine(ranks: Ranks, directory: Path, mib: int) -> tuple[list[Facts], Reduc
         mistake = None
     ranks.together(lambda: _raise(mistake))
     name = ranks.gather(uuid.uuid4().hex if ranks.first else "")[0]
-    seen, fsync, failed = try_files(ranks, directory / f".reranker-doctor-{name}")
+    seen, fsync, failed = try_files(ranks, directory / f".reranker-doctor-{name}", wait)
     mine = Facts(
         rank=ranks.rank, host=socket.gethostname(), device=device_name(ranks.device),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
@@ -102,7 +104,7 @@ def versions() -> str:
     return ", ".join(found)
 
 
-def diagnose(facts: Sequence[Facts]) -> list[str]:
+def diagnose(facts: Sequence[Facts], wait: float) -> list[str]:
     """A line for each thing that is wrong: what, where, what to do."""
     problems, first = [], facts[0]
 
@@ -120,7 +122,7 @@ def diagnose(facts: Sequence[Facts]) -> list[str]:
          "synchronize it (chrony, ntp)")  # fmt: skip
     told([one for one in facts if one.open_files < OPEN_FILES], f"fewer than {OPEN_FILES} open files allowed",
          f"ulimit -n {OPEN_FILES}, or LimitNOFILE of slurmd")  # fmt: skip
-    told([one for one in facts if one.seen is None], f"does not see within {SEEN:g} s what {first.host} writes there",
+    told([one for one in facts if one.seen is None], f"does not see within {wait:g} s what {first.host} writes there",
          "choose a directory on a file system that all nodes share")  # fmt: skip
     for reason in dict.fromkeys(one.failed for one in facts if one.failed):
         told([one for one in facts if one.failed == reason], f"cannot write there as checkpoints are written: {reason}",

@@ -21,9 +21,6 @@ import torch.distributed as dist
 from reranker.files import fsync_directory
 from reranker.train.distributed import Ranks
 
-SEEN = 10.0
-"""Seconds after which a file that another node has written counts as not seen."""
-
 
 @dataclass(frozen=True)
 class Reduction:
@@ -33,10 +30,11 @@ class Reduction:
     bandwidth: float
 
 
-def try_files(ranks: Ranks, place: Path) -> tuple[float | None, float | None, str]:
+def try_files(ranks: Ranks, place: Path, wait: float) -> tuple[float | None, float | None, str]:
     """(seconds until rank 0's file was seen, seconds of an fsync, why writing failed); a collective call.
 
-    Files are made as checkpoints are: written under another name, synced, renamed; then replaced by a second one.
+    Files are made as checkpoints are: written under another name, synced, renamed; then replaced by a second one. What
+    is not seen within `wait` seconds counts as not seen.
     """
     failed, seen, fsync = "", None, None
 
@@ -63,7 +61,7 @@ def try_files(ranks: Ranks, place: Path) -> tuple[float | None, float | None, st
         attempt(lambda: put("first", place.name))
     ranks.barrier()
     begun = time.perf_counter()
-    while time.perf_counter() - begun < SEEN:
+    while time.perf_counter() - begun < wait:
         if _read(place / "first") == place.name:
             seen = time.perf_counter() - begun
             break

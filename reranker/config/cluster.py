@@ -65,6 +65,8 @@ class DoctorConfig:
     """Directory on the file system of the run directories, which all nodes must see"""
     mib: int = 64
     """MiB of the large all-reduce"""
+    wait: float = 10.0
+    """Seconds within which every node must see what another one writes in the directory"""
     device: Device = Device.auto
     """auto: the GPU if there is one"""
     timeout: float = 120.0

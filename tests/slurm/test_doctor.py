@@ -29,12 +29,12 @@ def test_every_rank_of_two_nodes_is_looked_at(cluster: Cluster, tmp_path: Path) 
 def test_a_node_that_does_not_see_the_directory_is_named(cluster: Cluster, tmp_path: Path) -> None:
     assert cluster.on("n2", "mount", "-t", "tmpfs", "none", str(tmp_path)).returncode == 0
     try:
-        code, told, said = doctor(cluster, f"directory={tmp_path}")
+        code, told, said = doctor(cluster, f"directory={tmp_path}", "wait=3")
     finally:
         cluster.on("n2", "umount", str(tmp_path))
     assert code == 1, told + said
     problems = [line for line in told.splitlines() if line.startswith("problem:")]
     assert problems == [
-        "problem: n2: does not see within 10 s what n1 writes there; choose a directory on a file system that all nodes share"
+        "problem: n2: does not see within 3 s what n1 writes there; choose a directory on a file system that all nodes share"
     ]
     assert list(tmp_path.iterdir()) == []
