@@ -704,7 +704,7 @@ MUTATIONS = [
     Mutation(
         "a saved model is kept whatever it scores", "export/reload.py",
         "if not difference <= TOLERANCE:", "if False:",
-        "tests/unit/test_export.py::test_a_directory_that_does_not_score_as_its_weights_is_not_left[head-bf16]",
+        "tests/unit/test_export.py::test_a_directory_that_does_not_score_as_its_weights_is_not_left[head-Precision.bf16]",
     ),
     Mutation(
         "an 8-bit file is kept however it orders", "export/quantize.py",
