@@ -28,7 +28,7 @@ from torch import nn
 from reranker.config.common import Precision
 from reranker.config.training import OptimConfig, PrecisionConfig
 from reranker.data.collate import MicroBatch, PackedPairs, ghost
-from reranker.model.cross_encoder import score, score_pairs
+from reranker.model.cross_encoder import score_pairs
 from reranker.model.losses import listwise_cross_entropy
 from reranker.train.deepspeed_config import deepspeed_config
 from reranker.train.fragments import Fragment, read_parameter, write_parameter
@@ -133,7 +133,7 @@ class Engine:
 
     def score(self, batch: MicroBatch) -> torch.Tensor:
         """scores_GP of a micro-batch on this rank's device."""
-        return score(self._engine, batch)
+        return self.score_pairs(batch.packed).view(batch.present_GP.shape)
 
     def score_pairs(self, pairs: PackedPairs) -> torch.Tensor:
         """scores_N of N pairs on this rank's device."""

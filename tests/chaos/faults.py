@@ -64,7 +64,7 @@ PLACES: dict[str, tuple[str, str, Callable[..., bool], bool]] = {
     # place: (module, what is called there, of which calls, before it or behind it)
     "data": ("reranker.train.loop", "take", _any, True),
     "worker": ("reranker.data.dataset", "DataSet.passages", _any, True),
-    "forward": ("reranker.train.engine", "Engine.score", _any, True),
+    "forward": ("reranker.train.engine", "Engine.score_pairs", _any, True),
     "backward": ("reranker.train.engine", "Engine.backward", _any, True),
     "step": ("reranker.train.engine", "Engine.step", _any, True),
     "stepped": ("reranker.train.engine", "Engine.step", _any, False),
