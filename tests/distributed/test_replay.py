@@ -172,7 +172,9 @@ def test_the_texts_are_those_that_the_model_read(inputs: Inputs, trained: Traine
         assert sorted(group["passages"][1:]) == sorted(own.neg)
     worst = found["groups"][0]
     assert f"\nposition {worst['position']}, loss {worst['loss']:.4f}\n  query    {worst['query']}\n" in out
-    assert f"\n  {worst['scores'][2]:8.3f} {worst['passages'][2]}\n" in out
+    assert worst["positives"] == 1
+    for place, mark in ((0, "+"), (2, "-")):
+        assert f"\n  {worst['scores'][place]:8.3f} {mark} {worst['passages'][place]}\n" in out
 
 
 def poison(path: Path, name: str, element: int) -> None:
