@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -147,6 +148,19 @@ class Cluster:
 
     def mend(self, host: str) -> None:
         subprocess.run(["ip", "-n", f"{PREFIX}-switch", "link", "set", host, "up"], check=True)
+
+    @contextlib.contextmanager
+    def noticing(self, seconds: int) -> Iterator[None]:
+        """Let the controller take a node that does not answer for so many seconds as lost, for a time."""
+        conf = self.root / "etc" / "slurm.conf"
+        usual = conf.read_text()
+        try:
+            conf.write_text(re.sub("SlurmdTimeout=.*", f"SlurmdTimeout={seconds}", usual))
+            self.run("scontrol", "reconfigure")
+            yield
+        finally:
+            conf.write_text(usual)
+            self.run("scontrol", "reconfigure")
 
     def _inside(self, host: str, command: Sequence[str], **variables: str) -> subprocess.CompletedProcess[str]:
         enter = ["nsenter", "-t", str(self._inits[host]), "--net", "--uts", "--pid", "--mount", f"--wd={os.getcwd()}"]

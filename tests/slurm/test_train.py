@@ -117,8 +117,9 @@ def test_a_node_that_loses_power_and_returns_costs_a_restart(
 ) -> None:
     job = Submitted(cluster, inputs, tmp_path, hold=4)
     job.is_held()
-    cluster.crash("n2")
-    until(lambda: job.restarts == 1, job.told)
+    with cluster.noticing(4):
+        cluster.crash("n2")
+        until(lambda: job.restarts == 1, job.told)
     cluster.boot("n2")
     job.ended()
     assert_as_if_nothing_had_happened(job.run, whole)
@@ -138,6 +139,8 @@ def test_a_training_on_a_node_that_was_cut_off_writes_no_checkpoint_once_another
     node = cluster.job(job.number)["NodeList"]
     cluster.cut(node)
     try:
+        with cluster.noticing(4):
+            until(lambda: job.restarts == 1, job.told)
         until(lambda: owner(job.run).restart == 1, job.told)
         job.release()
         log = job.run / "jobs" / job.number / "restart-0" / "rank-00000.log"
@@ -148,4 +151,7 @@ def test_a_training_on_a_node_that_was_cut_off_writes_no_checkpoint_once_another
     assert job.restarts == 1
     assert cluster.job(job.number)["NodeList"] != node
     assert_as_if_nothing_had_happened(job.run, whole)
+    # It would be missed until the controller asks for it again, many seconds from now.
+    cluster.crash(node)
+    cluster.boot(node)
     until(lambda: len(cluster.idle()) == 2, cluster.logs)
