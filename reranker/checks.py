@@ -235,10 +235,11 @@ def check_tracking(tracking: TrackingConfig) -> None:
 
 
 def resolve_precision(
-    requested: Precision, device: str, stage: int, fp16_on_cpu: bool
+    requested: Precision, device: str, stage: int, fp16_on_cpu: bool, bf16_processor: bool = False
 ) -> tuple[Precision, int, list[str]]:
     """(precision, ZeRO stage, what to tell the user) of a training.
 
+    `bf16_processor`: every rank's processor has matrix products in bf16, which then are what auto means on a CPU.
     A CPU has no fp16 in DeepSpeed; at stage 0 its 16-bit paths train wrongly (an AdamW step with zero
     gradients at start, a loss that is never scaled), so 16 bit at stage 0 becomes stage 1, whose
     arithmetic is the same. Raises UserError for fp16 asked for on a CPU.
@@ -246,9 +247,10 @@ def resolve_precision(
     told = []
     precision = requested
     if requested is Precision.auto:
-        precision = Precision.fp16 if device == "cuda" else Precision.fp32
+        precision = Precision.fp16 if device == "cuda" else Precision.bf16 if bf16_processor else Precision.fp32
         if device == "cpu":
-            told.append("precision=auto: no GPU found, training in fp32")
+            why = ", whose products this processor has" if bf16_processor else ""
+            told.append(f"precision=auto: no GPU found, training in {precision.value}{why}")
     if precision is Precision.fp16 and device == "cpu" and not fp16_on_cpu:
         raise UserError("precision", "fp16 on a CPU", "fp32, bf16 or auto, as DeepSpeed has no fp16 there",
                         "say precision=fp32")  # fmt: skip

@@ -150,7 +150,7 @@ class DeepspeedConfig:
 @dataclass
 class PrecisionConfig:
     name: Precision = Precision.auto
-    """fp16, bf16 or fp32; auto: fp16 on a GPU, fp32 on a CPU"""
+    """fp16, bf16 or fp32; auto: fp16 on a GPU; on a CPU bf16 where it has its products, else fp32"""
     initial_scale_power: int = 16
     """fp16: the loss scale starts at two to this power"""
     loss_scale_window: int = 1000

@@ -31,7 +31,7 @@ from reranker.model.cross_encoder import load_config, load_tokenizer, positions
 from reranker.model.losses import Objective
 from reranker.model.reranker import DTYPES
 from reranker.model.unpad import resolve_packing
-from reranker.train.distributed import Ranks
+from reranker.train.distributed import Ranks, multiplies_bf16
 from reranker.train.flops import ModelFlops
 from reranker.train.loop import Plan
 
@@ -85,8 +85,9 @@ def prepare(config: TrainConfig, ranks: Ranks, evaluator: Callable[..., Any]) ->
     if config.batch.policy is BatchPolicy.fixed:
         accumulation(config.batch.groups, config.batch.per_gpu, ranks.world)
     precision, stage, told = resolve_precision(
-        config.precision.name, ranks.device.type, config.deepspeed.stage, config.precision.fp16_on_cpu
-    )
+        config.precision.name, ranks.device.type, config.deepspeed.stage, config.precision.fp16_on_cpu,
+        config.precision.name is Precision.auto and all(ranks.gather(multiplies_bf16())),
+    )  # fmt: skip
     hugging_face = load_tokenizer(config.model.name, config.model.revision)
     model = load_config(config.model.name, config.model.revision)
     limit = positions(model)

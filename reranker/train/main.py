@@ -39,6 +39,7 @@ from reranker.train.flops import model_flops
 from reranker.train.guards import Health
 from reranker.train.identity import resolved
 from reranker.train.job import Job, batches, count_lengths, make_plan, plain, prepare
+from reranker.train.memory import keep_freed_memory
 from reranker.train.owner import Owner
 from reranker.train.preemption import Stop, clear_requeue, mark_requeue, stop_requests
 from reranker.train.resume import Begun, begin, load
@@ -65,6 +66,8 @@ def train(config: TrainConfig, evaluator: Callable[..., Any], export: Callable[.
         ranks = join(config.train.device, config.train.timeout)
         # Read by deepspeed at import, which transformers may do first: it would search for itself, and say so.
         os.environ.setdefault("DS_ACCELERATOR", ranks.device.type)
+        if ranks.device.type == "cpu":
+            keep_freed_memory()
         try:
             return train_with(ranks, config, stop, evaluator, export)
         finally:

@@ -216,6 +216,14 @@ def test_the_precision_follows_the_device_and_16_bit_never_trains_at_stage_0(
     assert len(answer[2]) == told
 
 
+def test_auto_is_bf16_on_a_cpu_that_has_its_products() -> None:
+    precision, stage, told = resolve_precision(Precision.auto, "cpu", 2, fp16_on_cpu=False, bf16_processor=True)
+    assert (precision, stage) == (Precision.bf16, 2)
+    assert told == ["precision=auto: no GPU found, training in bf16, whose products this processor has"]
+    assert resolve_precision(Precision.auto, "cuda", 2, fp16_on_cpu=False, bf16_processor=True)[0] is Precision.fp16
+    assert resolve_precision(Precision.fp32, "cpu", 2, fp16_on_cpu=False, bf16_processor=True)[0] is Precision.fp32
+
+
 def test_fp16_on_a_cpu_is_refused_unless_it_is_forced() -> None:
     with pytest.raises(UserError, match="precision: found fp16 on a CPU, expected fp32, bf16 or auto"):
         resolve_precision(Precision.fp16, "cpu", 2, fp16_on_cpu=False)
