@@ -54,7 +54,7 @@ class Contract:
 
     @classmethod
     def of_settings(cls, settings: Mapping[str, Any]) -> Contract:
-        """The contract in a training's `data` settings, or in what a model carries; what is not there has its default."""
+        """The contract in a training's `data` settings, or in what a model carries; what lacks has its default."""
         return cls(**{key: settings[key] for key in cls.__dataclass_fields__ if key in settings})
 
     @classmethod
@@ -200,8 +200,11 @@ class PairTokenizer:
             tokens = len(self._text.encode(prefix, add_special_tokens=False).ids)
             if prefix and tokens >= left:
                 text = key.removesuffix("_prefix")
-                raise UserError(f"{section}{key}", f"{tokens} tokens", f"fewer than the {max(left, 0)} that a {text} has "
-                                "in a long pair", f"shorten it or raise {section}max_length")  # fmt: skip
+                raise UserError(
+                    f"{section}{key}", f"{tokens} tokens",
+                    f"fewer than the {max(left, 0)} that a {text} has in a long pair",
+                    f"shorten it or raise {section}max_length",
+                )  # fmt: skip
 
 
 def _lots(passages: Sequence[str]) -> Iterator[list[str]]:

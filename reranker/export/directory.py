@@ -1,7 +1,7 @@
 """What every model directory that we write has in common: stock files, whole, which whoever reads one can all read.
 
 In: a model and its tokenizer, and a directory that is being made. Out: config.json, model.safetensors (several, where
-they are large) and the tokenizer in it, loaded by transformers 4 and 5 alike; the limit of a pair, for servers; and what
+they are large) and the tokenizer in it, loaded by transformers 4 and 5 alike; the limit of a pair, for servers; what
 stands before every query, for sentence-transformers.
 """
 

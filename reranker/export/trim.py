@@ -6,7 +6,7 @@
 In: a directory or hub name, and texts. Out: a stock Hugging Face directory, with what was cut in trim.json and in its
 card. It appears only if the files that are in it cut every text of the corpus into the same pieces as before (of texts
 that use a piece that goes, as `min_frequency` has it, the number is told) and score the sample as the original does.
-A model that was trained with prefixes (`data/tokenize.py`) sees texts behind them: each counts as it is and behind each.
+A model that was trained with prefixes (`data/tokenize.py`) sees texts behind them: each counts with and without.
 The fast tokenizer is written alone: a sentencepiece.bpe.model or vocab.txt beside it would have other numbers.
 """
 

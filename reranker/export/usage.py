@@ -13,12 +13,11 @@ def usage(name: str, contract: Contract, onnx: bool, int8: Agreement | None = No
     """The section of the card. `name` is what the model is loaded by; `onnx`: whether it lies there in ONNX as well;
     `int8`: how far it agrees in 8 bits, if it lies there so.
     """
-    flag = f", query_max_length={contract.query_max_length}" if contract.query_max_length else ""
-    flags = [
-        f"\n    {key}_instruction_for_rerank={json.dumps(prefix, ensure_ascii=False)},"
-        for key, prefix in (("query", contract.query_prefix), ("passage", contract.passage_prefix)) if prefix
-    ]  # fmt: skip
-    flag = f"{flag},{''.join(flags)}\n" if flags else flag
+    flags = f"path, use_fp16=False, max_length={contract.max_length}"
+    flags += f", query_max_length={contract.query_max_length}" if contract.query_max_length else ""
+    prefixes = [("query", contract.query_prefix), ("passage", contract.passage_prefix)]
+    if told := [f"    {key}_instruction_for_rerank={_quoted(prefix)},\n" for key, prefix in prefixes if prefix]:
+        flags = f"\n    {flags},\n{''.join(told)}"
     asked, one = _behind(contract.query_prefix, "query"), _behind(contract.passage_prefix, "passage")
     every = f"[{one} for passage in passages]" if contract.passage_prefix else "passages"
     return f"""## Usage
@@ -47,8 +46,8 @@ model = AutoModelForSequenceClassification.from_pretrained(path).eval()
 query = "파이썬에서 리스트를 정렬하는 방법은?"
 passages = ["list.sort()는 리스트를 제자리에서 정렬합니다.", "튜플은 바꿀 수 없는 시퀀스입니다."]
 inputs = tokenizer(
-    [{asked}] * len(passages), {every}, padding=True, truncation="{contract.truncation}",
-    max_length={contract.max_length}, return_tensors="pt",
+    [{asked}] * len(passages), {every},
+    padding=True, truncation="{contract.truncation}", max_length={contract.max_length}, return_tensors="pt",
 )
 with torch.no_grad():
     scores = model(**inputs).logits[:, 0].float().numpy()
@@ -72,7 +71,7 @@ print(model.predict([(query, {one}) for passage in passages]))
 ```python
 from FlagEmbedding import FlagReranker
 
-reranker = FlagReranker(path, use_fp16=False, max_length={contract.max_length}{flag})
+reranker = FlagReranker({flags})
 print(reranker.compute_score([(query, passage) for passage in passages]))
 ```
 
@@ -86,7 +85,7 @@ vLLM with the raw score.{_served(contract)}
 ### reranker
 
 The framework that trained it makes and cuts pairs exactly as the training did, whatever the settings. With
-`long="windows"` it scores all of a passage that is too long, window by window, and answers with the best window's score.
+`long="windows"` it scores all of a passage that is too long, window by window: the best window's score is its own.
 
 ```python
 from reranker import Reranker
@@ -120,15 +119,20 @@ print(session.run(["logits"], taken)[0][:, 0])
 {quantised}"""
 
 
+def _quoted(prefix: str) -> str:
+    """As Python, and people, read it."""
+    return json.dumps(prefix, ensure_ascii=False)
+
+
 def _behind(prefix: str, name: str) -> str:
     """A variable of the snippets with its prefix."""
-    return f"{json.dumps(prefix, ensure_ascii=False)} + {name}" if prefix else name
+    return f"{_quoted(prefix)} + {name}" if prefix else name
 
 
 def _prefixes(contract: Contract) -> str:
     """What stands before the texts, and which library puts it there."""
     shown = [
-        f"before every {name} stands `{json.dumps(prefix, ensure_ascii=False)}`"
+        f"before every {name} stands `{_quoted(prefix)}`"
         for name, prefix in (("query", contract.query_prefix), ("passage", contract.passage_prefix)) if prefix
     ]  # fmt: skip
     if not shown:
@@ -156,7 +160,7 @@ def _cutting(contract: Contract) -> str:
     text = _cutting_of_pairs(contract)
     if contract.passage_max_length:
         text += (
-            f" Of a passage no more than {contract.passage_max_length} tokens are shown. No library below but"
+            f" Before that a passage is cut to {contract.passage_max_length} tokens. No library below but"
             " `reranker` has such a limit: what they make of a longer passage is not what the model was trained on."
         )
     return text

@@ -602,9 +602,9 @@ def test_the_card_says_what_other_libraries_cannot_do() -> None:
     bare, capped = said(), said(passage_max_length=50)
     assert "prefix" not in bare
     assert "instruction" not in bare
-    assert "Of a passage no more than 50 tokens are shown. No library below but `reranker` has such a limit" in capped
+    assert "Before that a passage is cut to 50 tokens. No library below but `reranker` has such a limit" in capped
     assert "| passage_max_length | 50 |" in capped
-    assert "no more than" not in bare
+    assert "cut to 50" not in bare
     query, passage = said(query_prefix="q: "), said(passage_prefix="p: ")
     assert "as its default prompt" in query
     assert "no setting for the passage's" not in query
