@@ -165,7 +165,7 @@ class PairTokenizer:
         for lot in _lots(passages):
             for other in encode(self._prefixed(lot), add_special_tokens=False):
                 tokens_T, prefix = np.array(other.ids, dtype=np.int32), 0
-                while border and prefix < len(tokens_T) and other.token_to_chars(prefix)[1] <= border:
+                while border and (place := other.token_to_chars(prefix)) and place[1] <= border:
                     prefix += 1
                 encoding = self._joined(first, other)
                 places = [place for place, sequence in enumerate(encoding.sequence_ids) if sequence == 1]
