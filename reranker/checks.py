@@ -20,7 +20,8 @@ from reranker.errors import UserError, closest, shorten
 ACCEPTABLE = (
     "data.shards", "train.seed", "data.shuffle_block", "batch.groups", "tokenizer", "model", "model.name",
     "model.revision", "data.group_size", "data.positives", "data.short_groups", "data.truncation", "data.max_length",
-    "data.query_max_length", "data.negatives", "loss.labels", "loss.distillation", "loss.temperature", "loss.by_label",
+    "data.query_max_length", "data.passage_max_length", "data.query_prefix", "data.passage_prefix",
+    "data.negatives", "loss.labels", "loss.distillation", "loss.temperature", "loss.by_label",
     "loss.by_teacher", "loss.more", "loss.score_temperature",
 )  # fmt: skip
 """What a resume compares with its checkpoint and refuses unless train.accept names it; the first three decide which
@@ -128,6 +129,7 @@ def check_train(config: TrainConfig) -> None:
     ]
     optional = {
         "data.query_max_length": data.query_max_length,
+        "data.passage_max_length": data.passage_max_length,
         "data.negatives.hardest": data.negatives.hardest,
         "train.max_steps": train.max_steps,
         "train.eval_every": train.eval_every,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-from reranker.config.common import MISSING, Device, FirstStageConfig, Packing, Precision
+from reranker.config.common import MISSING, Device, FirstStageConfig, LongPassages, Packing, Precision
 
 # omegaconf reads Optional[...] on every Python that we support; the X | None form it does not.
 # ruff: noqa: UP045
@@ -38,6 +38,12 @@ class EvaluateConfig:
     first_stage: FirstStageConfig = field(default_factory=FirstStageConfig)
     max_length: Optional[int] = None
     """Tokens of a pair at most; null: the model's own"""
+    long: LongPassages = LongPassages.truncate
+    """A passage that is too long for a pair: `truncate` cuts it, `windows` scores all of it, window by window"""
+    window_overlap: int = 64
+    """long=windows: tokens that neighbouring windows share, half of a window at most"""
+    window_best: int = 1
+    """long=windows: a passage's score is the mean of so many of its windows, the best ones; 1: the maximum"""
     batch_tokens: int = 4096
     """Tokens of a forward batch at most, padding included where there is any"""
     packing: Packing = Packing.auto
@@ -110,6 +116,12 @@ class ScoreConfig:
     """Answers, one {"query", "scores", "probabilities"} a line; -: standard output"""
     max_length: Optional[int] = None
     """Tokens of a pair at most; null: the model's own"""
+    long: LongPassages = LongPassages.truncate
+    """A passage that is too long for a pair: `truncate` cuts it, `windows` scores all of it, window by window"""
+    window_overlap: int = 64
+    """long=windows: tokens that neighbouring windows share, half of a window at most"""
+    window_best: int = 1
+    """long=windows: a passage's score is the mean of so many of its windows, the best ones; 1: the maximum"""
     batch_tokens: int = 4096
     """Tokens of a forward batch at most, padding included where there is any"""
     packing: Packing = Packing.auto

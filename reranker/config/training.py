@@ -69,6 +69,12 @@ class DataConfig:
     """Tokens of a pair at most, special tokens included"""
     query_max_length: Optional[int] = None
     """Tokens of a query at most, special tokens not included; null: no limit of its own"""
+    passage_max_length: Optional[int] = None
+    """Tokens of a passage at most, special tokens not included; null: no limit of its own"""
+    query_prefix: str = ""
+    """Stands before every query, in front of a group's own prompt, and is counted with it; part of the model"""
+    passage_prefix: str = ""
+    """Stands before every passage and is counted with it; part of the model"""
     negatives: NegativesConfig = field(default_factory=NegativesConfig)
     shuffle_block: int = 64
     """Shards whose groups are shuffled together; data of fewer shards is shuffled as a whole"""

@@ -17,7 +17,7 @@ import numpy as np
 from reranker.config.models import EvaluateConfig
 from reranker.errors import UserError
 from reranker.evaluate.crew import Crew
-from reranker.evaluate.fingerprint import Scores, digest, settings_of
+from reranker.evaluate.fingerprint import Scores, digest, scored_by, settings_of
 from reranker.evaluate.first_stage import find
 from reranker.evaluate.outcome import Outcome, outcome
 from reranker.evaluate.rank import Passage, Query, sample_queries
@@ -89,7 +89,7 @@ def _score(
     for system in systems:
         roles = [KEYS.get(system.name, system.name), *(one.key(role) for role in one.files)]
         files = [inputs[role]["sha256"] for role in roles if role in inputs]
-        asked = digest([environment, files, [query.qid for query in queries], candidates, config.max_length])
+        asked = digest([environment, files, [query.qid for query in queries], candidates, *scored_by(config)])
         name = f"{one.name}.{system.name}" if one.name else system.name
         kept = crew.from_first(partial(cache.get, name, asked))
         if kept is None:

@@ -135,8 +135,12 @@ def draw(rows: Sequence[Mapping[str, Any]], details: Mapping[str, Any], stream: 
 
 def scored(details: Mapping[str, Any]) -> str:
     """How the rerankers scored, in words."""
-    environment, max_length = details["environment"], details["settings"]["max_length"]
-    cut = f", at most {max_length} tokens a pair" if max_length else ""
+    environment, settings = details["environment"], details["settings"]
+    cut = f", at most {settings['max_length']} tokens a pair" if settings["max_length"] else ""
+    if settings.get("long") == "windows":
+        best = settings["window_best"]
+        cut += ", longer passages by " + ("the best of their windows" if best == 1 else f"their best {best} windows")
+        cut += f" (overlap {settings['window_overlap']})"
     return f"Scored in {environment['precision']} ({environment['device']}){cut}"
 
 

@@ -6,7 +6,7 @@ card and, where it is asked for, the model in ONNX. No network is used.
 
 The contract of a score, and who reads it where:
 
-    config.json                 reranker: max_length, query_max_length, truncation, the order of a pair, the raw logit
+    config.json                 reranker: prefixes, lengths, truncation, the order of a pair, the raw logit
                                 sentence_transformers.activation_fn: the identity, for CrossEncoder and vLLM
                                 one label with its name: TEI and vLLM take the model for a reranker
     tokenizer_config.json       model_max_length: transformers' and CrossEncoder's limit of a pair
@@ -106,7 +106,7 @@ def export_run(
     if not isinstance(settings, dict) or not isinstance(data := settings.get("data"), dict):
         raise UserError(run_dir / CONFIG, "no settings of a training", "the run directory of a training",
                         "name its run_dir")  # fmt: skip
-    contract = Contract(data["max_length"], data["query_max_length"], data["truncation"])
+    contract = Contract.of_settings(data)
     found = find(run_dir, checkpoint)
     weights = read_weights(found)
     facts = _facts(settings, read_state(found), contract, dtype, sum(map(torch.Tensor.numel, weights.values())))

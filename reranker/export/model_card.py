@@ -7,6 +7,7 @@ known is left out, never guessed. How the facts are gathered is `export.huggingf
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -225,6 +226,9 @@ def _parameters(facts: CardFacts) -> list[tuple[str, Any]]:
         *passages.rows(data),
         ("max_length", contract.max_length),
         ("query_max_length", contract.query_max_length),
+        ("passage_max_length", contract.passage_max_length),
+        ("query_prefix", _quoted(contract.query_prefix)),
+        ("passage_prefix", _quoted(contract.passage_prefix)),
         ("truncation", contract.truncation),
         ("weight decay", _number(optim.get("weight_decay"))),
         ("schedule", "linear decay" if "lr" in optim else None),
@@ -242,6 +246,11 @@ def _parameters(facts: CardFacts) -> list[tuple[str, Any]]:
         *[(f"dev {METRICS.get(name, name)}", f"{value:.4f}") for name, value in facts.dev.items()],
         ("versions", ", ".join(f"{name} {version}" for name, version in facts.versions.items()) or None),
     ]
+
+
+def _quoted(prefix: str) -> str | None:
+    """A prefix for a cell of a table, with the blanks at its ends to be seen; None for an empty one."""
+    return f"`{json.dumps(prefix, ensure_ascii=False)}`".replace("|", "\\|") if prefix else None
 
 
 def _number(value: float | None) -> str | None:

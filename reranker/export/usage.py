@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from reranker.data.tokenize import Contract
 from reranker.export.onnx import FILE
 from reranker.export.quantize import INT8_FILE, Agreement
@@ -11,10 +13,16 @@ def usage(name: str, contract: Contract, onnx: bool, int8: Agreement | None = No
     """The section of the card. `name` is what the model is loaded by; `onnx`: whether it lies there in ONNX as well;
     `int8`: how far it agrees in 8 bits, if it lies there so.
     """
-    flag = f", query_max_length={contract.query_max_length}" if contract.query_max_length else ""
+    flags = f"path, use_fp16=False, max_length={contract.max_length}"
+    flags += f", query_max_length={contract.query_max_length}" if contract.query_max_length else ""
+    prefixes = [("query", contract.query_prefix), ("passage", contract.passage_prefix)]
+    if told := [f"    {key}_instruction_for_rerank={_quoted(prefix)},\n" for key, prefix in prefixes if prefix]:
+        flags = f"\n    {flags},\n{''.join(told)}"
+    asked, one = _behind(contract.query_prefix, "query"), _behind(contract.passage_prefix, "passage")
+    every = f"[{one} for passage in passages]" if contract.passage_prefix else "passages"
     return f"""## Usage
 
-{_cutting(contract)}
+{_cutting(contract)}{_prefixes(contract)}
 
 ### transformers
 
@@ -38,8 +46,8 @@ model = AutoModelForSequenceClassification.from_pretrained(path).eval()
 query = "파이썬에서 리스트를 정렬하는 방법은?"
 passages = ["list.sort()는 리스트를 제자리에서 정렬합니다.", "튜플은 바꿀 수 없는 시퀀스입니다."]
 inputs = tokenizer(
-    [query] * len(passages), passages, padding=True, truncation="{contract.truncation}",
-    max_length={contract.max_length}, return_tensors="pt",
+    [{asked}] * len(passages), {every},
+    padding=True, truncation="{contract.truncation}", max_length={contract.max_length}, return_tensors="pt",
 )
 with torch.no_grad():
     scores = model(**inputs).logits[:, 0].float().numpy()
@@ -55,7 +63,7 @@ print(scores, exp_normalize(scores))
 from sentence_transformers import CrossEncoder
 
 model = CrossEncoder(path)
-print(model.predict([(query, passage) for passage in passages]))
+print(model.predict([(query, {one}) for passage in passages]))
 ```
 {_onnx(int8) if onnx else ""}
 ### FlagEmbedding
@@ -63,7 +71,7 @@ print(model.predict([(query, passage) for passage in passages]))
 ```python
 from FlagEmbedding import FlagReranker
 
-reranker = FlagReranker(path, use_fp16=False, max_length={contract.max_length}{flag})
+reranker = FlagReranker({flags})
 print(reranker.compute_score([(query, passage) for passage in passages]))
 ```
 
@@ -72,11 +80,12 @@ print(reranker.compute_score([(query, passage) for passage in passages]))
 Both find what they need in the files: one label, `max_seq_length` in `sentence_bert_config.json`, vLLM the activation
 too. By their sources; neither was run with this model. A pair that is too long they cut, if at all, by their own rules.
 text-embeddings-inference answers `/rerank` with a sigmoid of the score unless it is asked with `"raw_scores": true`,
-vLLM with the raw score.
+vLLM with the raw score.{_served(contract)}
 
 ### reranker
 
-The framework that trained it cuts exactly as the training did, whatever the settings.
+The framework that trained it makes and cuts pairs exactly as the training did, whatever the settings. With
+`long="windows"` it scores all of a passage that is too long, window by window: the best window's score is its own.
 
 ```python
 from reranker import Reranker
@@ -110,8 +119,54 @@ print(session.run(["logits"], taken)[0][:, 0])
 {quantised}"""
 
 
+def _quoted(prefix: str) -> str:
+    """As Python, and people, read it."""
+    return json.dumps(prefix, ensure_ascii=False)
+
+
+def _behind(prefix: str, name: str) -> str:
+    """A variable of the snippets with its prefix."""
+    return f"{_quoted(prefix)} + {name}" if prefix else name
+
+
+def _prefixes(contract: Contract) -> str:
+    """What stands before the texts, and which library puts it there."""
+    shown = [
+        f"before every {name} stands `{_quoted(prefix)}`"
+        for name, prefix in (("query", contract.query_prefix), ("passage", contract.passage_prefix)) if prefix
+    ]  # fmt: skip
+    if not shown:
+        return ""
+    text = f"\n\nThe model was trained with instructions: {' and '.join(shown)}, with no blank but its own between."
+    text += " They are tokenized, counted and cut with their text. `reranker` puts them there by itself,"
+    text += " `FlagReranker` where it is told as below"
+    if contract.query_prefix:
+        text += "; `CrossEncoder` of sentence-transformers 5.4 or newer finds the query's in the files as its default"
+        text += " prompt (tried with 6.2; an older one must be given it with the query)"
+    if contract.passage_prefix:
+        text += "; `CrossEncoder` has no setting for the passage's, which stands in its call"
+    return text + ". All others are given texts with them."
+
+
+def _served(contract: Contract) -> str:
+    """What a server's client must do."""
+    if not contract.query_prefix and not contract.passage_prefix:
+        return ""
+    return " Neither puts an instruction before a text: send query and passages with them."
+
+
 def _cutting(contract: Contract) -> str:
     """Which library cuts a long pair as the training did."""
+    text = _cutting_of_pairs(contract)
+    if contract.passage_max_length:
+        text += (
+            f" Before that a passage is cut to {contract.passage_max_length} tokens. No library below but"
+            " `reranker` has such a limit: what they make of a longer passage is not what the model was trained on."
+        )
+    return text
+
+
+def _cutting_of_pairs(contract: Contract) -> str:
     text = f"A pair has at most {contract.max_length} tokens, special tokens included. "
     if contract.truncation == "only_second":
         query = contract.query_max_length or contract.max_length * 3 // 4

@@ -98,7 +98,7 @@ def prepare(config: TrainConfig, ranks: Ranks, evaluator: Callable[..., Any]) ->
         config.batch.packing.value, model, ranks.device, DTYPES[precision], dropout=config.model.dropout
     )
     data = config.data
-    tokenizer = PairTokenizer(hugging_face, Contract(data.max_length, data.query_max_length, data.truncation.value))
+    tokenizer = PairTokenizer(hugging_face, Contract.of_settings(plain(data)), "data.")
     dev = evaluator(data.dev, tokenizer, examples=config.tracking.examples) if data.dev else None
     job = Job(config, open_data(config, tokenizer), precision, stage, packed, dev, ranks.world,
               None if config.batch.tokens == "auto" else config.batch.tokens)  # fmt: skip

@@ -95,6 +95,7 @@ def test_the_defaults_are_accepted() -> None:
         ("data.prefetch", 0),
         ("data.query_max_length", 0),
         ("data.query_max_length", 508),
+        ("data.passage_max_length", 0),
         ("data.negatives.warmup", 1.5),
         ("data.negatives.random", -0.1),
         ("data.negatives.decay", 1.1),
@@ -133,6 +134,7 @@ def test_a_value_that_cannot_be_is_refused_by_its_key(key: str, value: Any) -> N
     ("key", "value"),
     [
         ("data.query_max_length", 507),
+        ("data.passage_max_length", 1),
         ("data.workers", 0),
         ("batch.chunk_tokens", 512),
         ("optim.max_grad_norm", 0.0),

@@ -388,6 +388,27 @@ def test_a_trimmed_model_keeps_type_contract_and_card_and_tells_of_itself(
     assert Reranker(output).contract.max_length == 96
 
 
+def test_prefixes_of_the_model_keep_their_pieces_before_every_text(
+    wholes: dict[str, Path], texts: list[str], tmp_path: Path
+) -> None:
+    import shutil
+
+    whole = Path(shutil.copytree(wholes["unigram"], tmp_path / "whole"))
+    config = json.loads((whole / "config.json").read_text())
+    config["reranker"] = {"max_length": 96, "query_prefix": "물음표를 붙인 ", "passage_prefix": "Zq:"}
+    (whole / "config.json").write_text(json.dumps(config))
+    output, report = trimmed_of(whole, texts[:8], tmp_path, characters=False)
+    assert report.corpus.same == report.corpus.texts == 3 * 8, "each text counts by itself and behind both"
+    before, after = (Reranker(path, device="cpu") for path in (whole, output))
+    assert after.contract == before.contract
+    scores = [reranker.score(texts[0], texts[1:8]) for reranker in (before, after)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+    lengths = [[len(pair.ids) for pair in one.encode([(texts[0], text) for text in texts[1:8]])]
+               for one in (before, after)]  # fmt: skip
+    assert lengths[0] == lengths[1]
+    assert (output / "modules.json").is_file()
+
+
 def test_an_encoder_without_a_head_stays_one(wholes: dict[str, Path], texts: list[str], tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
