@@ -712,6 +712,16 @@ MUTATIONS = [
         "tests/end_to_end/test_onnx.py::test_an_8_bit_file_that_changes_the_order_more_than_allowed_leaves_nothing_behind",
     ),
     Mutation(
+        "a Korean model has no card in English", "export/model_card.py",
+        'dict.fromkeys((own, "en"))', '(own or "en",)',
+        "tests/unit/test_card.py::test_a_korean_model_has_its_card_in_korean_and_in_english_and_any_other_in_english",
+    ),
+    Mutation(
+        "a card tells another number in Korean", "export/card.ko.yaml",
+        "한 쌍에서 {max_length}토큰을", "한 쌍에서 512토큰을",
+        "tests/unit/test_card.py::test_each_language_has_every_text_with_the_same_facts",
+    ),
+    Mutation(
         "a push overwrites what was committed meanwhile", "export/push.py",
         "            parent_commit=before.sha,\n", "",
         "tests/unit/test_push.py::test_a_commit_of_somebody_else_in_between_is_not_overwritten",
