@@ -23,7 +23,7 @@ from reranker.export.performance import Performance
 from reranker.export.quantize import Agreement
 from reranker.export.usage import usage
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "card.md"
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "card.txt"
 
 
 def recipe_settings() -> dict[str, Any]:
