@@ -31,6 +31,7 @@ _FUNCTIONS = {
     "dashboard": "reranker.train.dashboard:dashboard_command",
     "evaluate compare": "reranker.evaluate.compare:compare_command",
     "export": "reranker.export.huggingface:export_command",
+    "push": "reranker.export.push:push_command",
     "trim": "reranker.export.trim:trim_command",
     "soup": "reranker.export.soup:soup_command",
     "score": "reranker.model.reranker:score_command",

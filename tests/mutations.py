@@ -712,6 +712,41 @@ MUTATIONS = [
         "tests/end_to_end/test_onnx.py::test_an_8_bit_file_that_changes_the_order_more_than_allowed_leaves_nothing_behind",
     ),
     Mutation(
+        "a Korean model has no card in English", "export/model_card.py",
+        'dict.fromkeys((own, "en"))', '(own or "en",)',
+        "tests/unit/test_card.py::test_a_korean_model_has_its_card_in_korean_and_in_english_and_any_other_in_english",
+    ),
+    Mutation(
+        "a card tells another number in Korean", "export/card.ko.yaml",
+        "한 쌍에서 {max_length}토큰을", "한 쌍에서 512토큰을",
+        "tests/unit/test_card.py::test_each_language_has_every_text_with_the_same_facts",
+    ),
+    Mutation(
+        "a push overwrites what was committed meanwhile", "export/push.py",
+        "            parent_commit=before.sha,\n", "",
+        "tests/unit/test_push.py::test_a_commit_of_somebody_else_in_between_is_not_overwritten",
+    ),
+    Mutation(
+        "a push to a public repository of what was meant to be private", "export/push.py",
+        "if config.private and not before.private:", "if False:",
+        "tests/unit/test_push.py::test_a_public_repository_gets_nothing_that_was_meant_to_be_private",
+    ),
+    Mutation(
+        "an answer that repeats the token is told as it is", "export/push.py",
+        '.replace(token, "***")', "",
+        "tests/unit/test_push.py::test_the_token_goes_to_the_hub_alone_and_into_no_output",
+    ),
+    Mutation(
+        "files of another export stay beside a pushed one", "export/push.py",
+        "any(fnmatch(name, form) for form in OURS)", "False",
+        "tests/unit/test_push.py::test_files_of_an_earlier_export_go_in_the_same_commit_and_others_stay",
+    ),
+    Mutation(
+        "a model that failed its gate is pushed", "export/push_checks.py",
+        "if failed_gate(directory) and not force:", "if False:",
+        "tests/unit/test_push.py::test_a_model_that_failed_its_gate_is_pushed_only_by_force",
+    ),
+    Mutation(
         "a soup is the one that is worst on dev", "export/soup.py",
         "alpha = max(alphas, key", "alpha = min(alphas, key",
         "tests/unit/test_soup.py::test_the_best_alpha_on_the_dev_groups_is_taken_and_all_are_told",

@@ -11,7 +11,7 @@ from reranker.config.checking import CheckConfig
 from reranker.config.cluster import DoctorConfig, JobsConfig, SubmitConfig, SweepShowConfig
 from reranker.config.evaluating import CompareConfig
 from reranker.config.mining import MineConfig
-from reranker.config.models import DemoConfig, EvaluateConfig, ExportConfig, ScoreConfig, SoupConfig
+from reranker.config.models import DemoConfig, EvaluateConfig, ExportConfig, PushConfig, ScoreConfig, SoupConfig
 from reranker.config.preparing import PrepareConfig
 from reranker.config.shards import DataInspectConfig, DataVerifyConfig, IndexConfig, PackConfig
 from reranker.config.tracking import DashboardConfig
@@ -40,6 +40,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "evaluate": (EvaluateConfig, "compare first stage, base and fine-tuned model on sets of queries"),
     "evaluate compare": (CompareConfig, "tell which queries one evaluated system wins over another, with texts"),
     "export": (ExportConfig, "write a checkpoint as a Hugging Face directory with a model card"),
+    "push": (PushConfig, "send an exported model to a model hub, as one commit"),
     "trim": (TrimConfig, "cut a model's vocabulary to what a corpus uses: smaller, with the same scores"),
     "soup": (SoupConfig, "mix the weights of a base and a fine-tuned model, best on dev groups"),
     "score": (ScoreConfig, "score passages for queries"),

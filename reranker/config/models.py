@@ -87,6 +87,30 @@ class ExportConfig:
 
 
 @dataclass
+class PushConfig:
+    model: str = MISSING
+    """Directory of an exported model"""
+    repo: str = MISSING
+    """OWNER/NAME of the repository; it is made if it is not there"""
+    private: bool = True
+    """Make it a private repository; false: a public one, and one that is there may be public"""
+    revision: Optional[str] = None
+    """Branch that gets the commit, made from main if it is not there; null: main"""
+    message: Optional[str] = None
+    """Of the commit; null: which version exported it"""
+    endpoint: Optional[str] = None
+    """URL of the hub; null: HF_ENDPOINT, or the public one"""
+    create_pr: bool = False
+    """Open a pull request to main, and leave main as it is"""
+    tag: Optional[str] = None
+    """Tag of the commit, which must be new; null: none"""
+    force: bool = False
+    """Push a model as well that has failed its gate"""
+    dry_run: bool = False
+    """Check and list the files, then stop: nothing is sent"""
+
+
+@dataclass
 class SoupConfig:
     base: str = MISSING
     """Directory or hub name of the model that the other was tuned from"""

@@ -10,14 +10,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from reranker.data.tokenize import CONFIG_KEY
 from reranker.errors import UserError
 from reranker.files import read_json, write_json
 from reranker.progress import without_hub_bars
+
+if TYPE_CHECKING:
+    import torch  # seconds, for `reranker push`
 
 
 def save(model: Any, tokenizer: Any, staging: Path, state: Mapping[str, torch.Tensor] | None = None) -> None:

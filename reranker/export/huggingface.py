@@ -208,6 +208,7 @@ def _facts(
     on_hub = not Path(base).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", base) is not None
     # An evaluation's records are named for the tracker, "eval/mrr"; a checkpoint between two has none.
     dev = {name.removeprefix("eval/"): value for name, value in (state.get("metrics") or {}).items()}
+    sources = _sources(state)
     return CardFacts(
         name=settings["name"],
         base=base if on_hub else Path(base).name,
@@ -217,7 +218,9 @@ def _facts(
         parameters=parameters,
         settings=settings,
         license=LICENSES.get(base) if on_hub else _license(Path(base) / "README.md"),
-        groups=_packed_groups(settings),
+        groups=sum(groups for groups, _ in sources.values()) if sources else _packed_groups(settings),
+        sources=sources,
+        fingerprint=(state.get("cursor") or {}).get("fingerprint"),
         step=state.get("step"),
         epoch=state.get("epoch"),
         groups_seen=state.get("groups_seen"),
@@ -225,10 +228,18 @@ def _facts(
         precision=state.get("precision"),
         packed=state.get("packed"),
         measured_tokens=(state.get("measured") or {}).get("tokens"),
+        device=state.get("device"),
         stage=state.get("stage"),
         dev={name: dev[name] for name in METRICS if name in dev},
         versions=state.get("versions") or {},
     )
+
+
+def _sources(state: dict[str, Any]) -> dict[str, tuple[int, float]]:
+    """{name: (groups, weight)} of the training data, as the checkpoint describes them."""
+    told = (state.get("description") or {}).get("data.shards") or {}
+    of_names = {"": told} if isinstance(told.get("groups"), int) else told  # one source alone has no name
+    return {name: (of["groups"], of["weight"]) for name, of in of_names.items()}
 
 
 def _packed_groups(settings: dict[str, Any]) -> int | None:

@@ -1,20 +1,22 @@
 """What is known of a training run -> the README.md of its exported model. A pure function.
 
 In: `CardFacts`. Out: Markdown with YAML front matter, in the shape of Dongjin-kr/ko-reranker's card: what the
-model is, how four libraries score with it, its data, its performance, how it was trained. A fact that is not
-known is left out, never guessed. How the facts are gathered is `export.huggingface`'s business.
+model is, how libraries score with it, its data, its performance, whether it passed its gate, how and on what it was
+trained, and its limits. A fact that is not known is left out, never guessed. A model for a language of which
+`card_words` has the sentences gets all of it in that language, and in English below. How the facts are gathered is
+`export.huggingface`'s business.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from reranker.config.common import LabelLoss, TeacherLoss
 from reranker.data.tokenize import Contract
 from reranker.export import passages
+from reranker.export.card_training import training_rows
+from reranker.export.card_words import LANGUAGES, Words
 from reranker.export.performance import Performance
 from reranker.export.quantize import Agreement
 from reranker.export.usage import usage
@@ -27,19 +29,6 @@ LICENSES = {
     "FacebookAI/xlm-roberta-large": "mit",
 }
 """Licenses of base models as their own cards state them."""
-
-_LOSSES = {
-    "listwise": "cross-entropy over the scores of each group, the positive being the target",
-    "multi_positive": "cross-entropy of each positive of a group among itself and the negatives",
-    "pointwise": "binary cross-entropy of each passage",
-    "ranknet": "RankNet over the pairs of a positive and a negative",
-    "lambdaloss": "LambdaLoss (NDCG-Loss2++)",
-    "listmle": "ListMLE",
-    "plistmle": "position-aware ListMLE",
-    "kl": "divergence from the softmax of a teacher's scores",
-    "mse": "mean squared difference from a teacher's scores",
-    "margin_mse": "mean squared difference from a teacher's margins",
-}
 
 METRICS = {"has_right_in_contexts": "has-right-in-contexts", "mrr": "MRR", "ndcg@10": "nDCG@10"}
 """Metrics of a report's rows and their names in the table."""
@@ -59,13 +48,17 @@ class CardFacts:
         settings: the resolved training config, nested as TrainConfig; keys may be missing.
         license: an SPDX-like name of the Hugging Face hub, or None.
         groups: in the training data, or None.
+        sources: of a mixture of training data, name -> (groups, weight).
+        fingerprint: of the training data, or None.
         step, epoch, groups_seen: of the chosen checkpoint, or None.
         world, precision, stage: ranks, precision and ZeRO stage that the training ran with, or None; the
             settings hold what was asked for.
         packed: whether its forward was packed, which has no attention dropout, or None.
         measured_tokens: tokens of a micro-batch, where they were measured.
+        device: what it trained on, by its name, or None.
         dev: metrics of the chosen checkpoint on the dev groups.
         performance: of exactly the exported weights in an evaluation, or None.
+        gate: what became of the model's gate, as Markdown, or None where none was run.
         versions: of the libraries that trained.
         onnx: whether the model lies in the directory in ONNX as well.
         int8: how far the ONNX file in 8 bits agrees with the model, or None where there is none.
@@ -80,6 +73,8 @@ class CardFacts:
     settings: Mapping[str, Any] = field(default_factory=dict)
     license: str | None = None
     groups: int | None = None
+    sources: Mapping[str, tuple[int, float]] = field(default_factory=dict)
+    fingerprint: str | None = None
     step: int | None = None
     epoch: float | None = None
     groups_seen: int | None = None
@@ -88,8 +83,10 @@ class CardFacts:
     stage: int | None = None
     packed: bool | None = None
     measured_tokens: int | None = None
+    device: str | None = None
     dev: Mapping[str, float] = field(default_factory=dict)
     performance: Performance | None = None
+    gate: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     onnx: bool = False
     int8: Agreement | None = None
@@ -97,8 +94,16 @@ class CardFacts:
 
 def model_card(facts: CardFacts) -> str:
     """The card as Markdown."""
-    sections = (_front_matter, _introduction, _usage, _data, _performance, _training)
-    return "\n\n".join(section(facts) for section in sections) + "\n"
+    own = facts.settings.get("language")
+    words = [Words(language) for language in dict.fromkeys((own, "en")) if language in LANGUAGES]
+    title, several = f"# {facts.name}", len(words) > 1
+    # A heading's anchor on the hub is its text, in any script.
+    links = " · ".join(f"[{say('language')}](#{say('language').lower()})" for say in words)
+    parts = [_front_matter(facts), title, *([links] if several else [])]
+    for say in words:
+        parts += [f"# {say('language')}"] if several else []
+        parts += [text for section in _SECTIONS if (text := section(facts, say))]
+    return "\n\n".join(parts) + "\n"
 
 
 def _front_matter(facts: CardFacts) -> str:
@@ -114,144 +119,135 @@ def _front_matter(facts: CardFacts) -> str:
     return "\n".join(lines)
 
 
-def _introduction(facts: CardFacts) -> str:
+def _introduction(facts: CardFacts, say: Words) -> str:
     base = f"[{facts.base}](https://huggingface.co/{facts.base})" if facts.base_on_hub else f"`{facts.base}`"
-    size = f" It has {facts.parameters:,} parameters, stored in {facts.dtype}." if facts.parameters else ""
-    return f"""# {facts.name}
-
-A cross-encoder reranker, fine-tuned from {base}. It reads a query and a passage together and answers
-with one relevance score. The score is a logit: it is trained by cross-entropy over the passages of a query, so it
-is not confined to a range, and scores compare passages of the same query, not of different queries.{size}
-
-This is a stock `AutoModelForSequenceClassification` with one label: no code of its own is needed to load it."""
+    told = say("introduction.what", base=base)
+    if facts.parameters:
+        told += " " + say("introduction.size", parameters=facts.parameters, dtype=facts.dtype)
+    return told + "\n\n" + say("introduction.stock")
 
 
-def _usage(facts: CardFacts) -> str:
-    return usage(facts.name, facts.contract, facts.onnx, facts.int8)
+def _usage(facts: CardFacts, say: Words) -> str:
+    return usage(facts.name, facts.contract, say, facts.onnx, facts.int8)
 
 
-def _data(facts: CardFacts) -> str:
-    data = facts.settings.get("data", {})
-    count = "" if facts.groups is None else f"{facts.groups:,} "
-    what = f"The training data are {count}groups: a query with its positive and negative passages."
-    return "## Data\n\n" + " ".join([what, *passages.sentences(data)])
+def _data(facts: CardFacts, say: Words) -> str:
+    told = [say("data.some") if facts.groups is None else say("data.groups", groups=facts.groups)]
+    if len(facts.sources) > 1:
+        each = (say("data.source", name=name, groups=groups, weight=weight)
+                for name, (groups, weight) in facts.sources.items())  # fmt: skip
+        told.append(say("data.sources", sources=", ".join(each)))
+    told += passages.sentences(facts.settings.get("data", {}), say)
+    if facts.fingerprint:
+        told.append(say("data.fingerprint", fingerprint=facts.fingerprint))
+    return f"## {say('data.title')}\n\n" + " ".join(told)
 
 
-def _performance(facts: CardFacts) -> str:
-    if facts.performance is None:
+def _performance(facts: CardFacts, say: Words) -> str:
+    title, found = f"## {say('performance.title')}", facts.performance
+    if found is None:
         dtype = "" if facts.dtype == "fp32" else f" dtype={facts.dtype}"
-        return f"""## Performance
+        return f"""{title}
 
-This card has no evaluation of exactly these weights on a corpus with queries. To put one here:
+{say("performance.none")}
 
 ```bash
 reranker evaluate model=MODEL base={facts.base} corpus=corpus.jsonl queries=queries.jsonl output=RUN/report
 reranker export run=RUN{dtype}
 ```"""
-    lines = [
-        "## Performance",
-        "",
-        "| system | " + " | ".join(METRICS.values()) + " |",
-        "|---|" + "---:|" * len(METRICS),
-    ]
-    for row in facts.performance.rows:
-        lines.append(f"| {row['system']} | " + " | ".join(_interval(row.get(metric)) for metric in METRICS) + " |")
-    queries = {row["queries"] for row in facts.performance.rows if row.get("queries") is not None}
-    count = f"{queries.pop():,} queries. " if len(queries) == 1 else ""
-    lines += ["", f"{count}{facts.performance.scored}. In brackets: 95% bootstrap intervals."]
+    named = [(row["system"], row) for row in found.rows]
+    lines = [title, "", *_table(say("performance.system"), list(METRICS.values()), named, "{:.3f}")]
+    queries = {row["queries"] for row in found.rows if row.get("queries") is not None}
+    told = [say("performance.queries", queries=queries.pop())] if len(queries) == 1 else []
+    told.append(say("performance.scored_cut" if found.max_length else "performance.scored", precision=found.precision,
+                    device=found.device, max_length=found.max_length))  # fmt: skip
+    told.append(say("performance.intervals"))
+    if found.stage:
+        told.append(say("performance.stage", **found.stage))
+    elif found.contexts:
+        told.append(say("performance.candidates", contexts=found.contexts))
+    known = [say(key) for name, _ in named if (key := f"performance.systems.{name}") in say]
+    lines += ["", " ".join(told), *(["", "; ".join(known) + "."] if known else [])]
+    if found.differences:
+        named = [(say("performance.minus", system=row["system"], minus=row["minus"]), row) for row in found.differences]
+        lines += ["", *_table(say("performance.difference"), list(METRICS.values()), named, "{:+.3f}")]
+        lines += ["", say("performance.p")]
     return "\n".join(lines)
 
 
-def _interval(cell: Mapping[str, float] | None) -> str:
-    if not cell:
-        return ""
-    bounds = f" [{cell['low']:.3f}, {cell['high']:.3f}]" if "low" in cell and "high" in cell else ""
-    return f"{cell['value']:.3f}{bounds}"
+def _gate(facts: CardFacts, say: Words) -> str:
+    return f"## {say('gate.title')}\n\n{facts.gate}" if facts.gate else ""
 
 
-def _training(facts: CardFacts) -> str:
-    rows = [(name, value) for name, value in _parameters(facts) if value is not None]
-    lines = ["## Training", "", "| parameter | value |", "|---|---|"]
-    lines += [f"| {name} | {value} |" for name, value in rows]
+def _training(facts: CardFacts, say: Words) -> str:
+    dev = (
+        (say("training.rows.dev", metric=METRICS.get(name, name)), f"{value:.4f}") for name, value in facts.dev.items()
+    )
+    rows = [*training_rows(facts, say), *dev]
+    lines = [f"## {say('training.title')}", "", *_facts_table(rows, "training.rows", say)]
     groups = (facts.settings.get("batch") or {}).get("groups")
     if facts.settings.get("recipe") == "ko_reranker" and groups:
         link = "[Dongjin-kr/ko-reranker](https://huggingface.co/Dongjin-kr/ko-reranker)"
-        lines += ["", f"The recipe follows {link}, whose run had 128 groups a step on 4 GPUs; here it is {groups}."]
+        lines += ["", say("training.reference", link=link, groups=groups)]
     return "\n".join(lines)
 
 
-def _loss(settings: dict[str, Any]) -> str:
-    weights = {
-        settings.get("by_label", LabelLoss.listwise.value): settings.get("labels", 1.0),
-        settings.get("by_teacher", TeacherLoss.kl.value): settings.get("distillation", 0.0),
-    }
-    temperatures = {LabelLoss: settings.get("score_temperature", 1.0), TeacherLoss: settings.get("temperature", 1.0)}
-    parts = []
-    for name, weight in (*weights.items(), *sorted((settings.get("more") or {}).items())):
-        if weight:
-            of_labels = name in LabelLoss.__members__
-            temperature = temperatures[LabelLoss if of_labels else TeacherLoss]
-            whose = "the scores" if of_labels else "the teacher's scores"
-            divided = "" if temperature == 1 else f", {whose} divided by {temperature:g}"
-            parts.append(f"{'' if weight == 1 else f'{weight:g} x '}{_LOSSES[name]}{divided}")
-    return " + ".join(parts)
-
-
-def _parameters(facts: CardFacts) -> list[tuple[str, Any]]:
-    """Rows of the training table; None where a value is not known."""
-    model, data, batch, optim, train = (
-        facts.settings.get(name) or {} for name in ("model", "data", "batch", "optim", "train")
-    )
-    groups, per_gpu = batch.get("groups"), batch.get("per_gpu")
-    by_tokens = batch.get("policy") == "tokens"
-    per_gpu = None if by_tokens else per_gpu
-    accumulation = groups // (per_gpu * facts.world) if groups and per_gpu and facts.world else None
-    warmup, dropout = optim.get("warmup"), model.get("dropout")
-    clipping, betas = optim.get("max_grad_norm"), ", ".join(f"{beta:g}" for beta in optim.get("betas", ()))
-    contract = facts.contract
-    return [
-        ("loss", _loss(facts.settings.get("loss") or {})),
-        ("recipe", facts.settings.get("recipe")),
-        ("base model revision", model.get("revision")),
-        ("learning rate", _number(optim.get("lr"))),
+def _environment(facts: CardFacts, say: Words) -> str:
+    forward = None if facts.packed is None else say(f"environment.{'packed' if facts.packed else 'padded'}")
+    rows = [
+        ("device", facts.device),
+        ("world", facts.world),
         ("precision", facts.precision),
-        ("epochs", train.get("epochs")),
-        ("steps at most", train.get("max_steps")),
-        ("per-GPU batch (groups)", per_gpu),
-        ("gradient accumulation", accumulation),
-        ("per-GPU batch (tokens at most)", (facts.measured_tokens or batch.get("tokens")) if by_tokens else None),
-        ("GPUs or processes", facts.world),
-        ("groups a step", groups),
-        ("group size", data.get("group_size")),
-        *passages.rows(data),
-        ("max_length", contract.max_length),
-        ("query_max_length", contract.query_max_length),
-        ("passage_max_length", contract.passage_max_length),
-        ("query_prefix", _quoted(contract.query_prefix)),
-        ("passage_prefix", _quoted(contract.passage_prefix)),
-        ("truncation", contract.truncation),
-        ("weight decay", _number(optim.get("weight_decay"))),
-        ("schedule", "linear decay" if "lr" in optim else None),
-        ("warmup", f"{warmup:g} of the steps" if warmup else None),
-        ("optimizer", f"AdamW, betas {betas}, eps {optim['eps']:g}" if betas else None),
-        ("gradient clipping", _number(clipping) if clipping else None),
-        ("dropout", None if dropout is None else f"{dropout:g}"),
-        ("forward", {True: "packed (attention dropout 0)", False: "padded", None: None}[facts.packed]),
-        ("gradient checkpointing", "yes" if model.get("gradient_checkpointing") else None),
-        ("ZeRO stage", facts.stage),
-        ("seed", train.get("seed")),
-        ("steps of this checkpoint", facts.step),
-        ("epochs behind this checkpoint", None if facts.epoch is None else f"{facts.epoch:.2f}"),
-        ("groups seen", None if facts.groups_seen is None else f"{facts.groups_seen:,}"),
-        *[(f"dev {METRICS.get(name, name)}", f"{value:.4f}") for name, value in facts.dev.items()],
+        ("stage", facts.stage),
+        ("forward", forward),
         ("versions", ", ".join(f"{name} {version}" for name, version in facts.versions.items()) or None),
     ]
+    if all(value is None for _, value in rows):
+        return ""
+    return "\n".join([f"## {say('environment.title')}", "", *_facts_table(rows, "environment.rows", say)])
 
 
-def _quoted(prefix: str) -> str | None:
-    """A prefix for a cell of a table, with the blanks at its ends to be seen; None for an empty one."""
-    return f"`{json.dumps(prefix, ensure_ascii=False)}`".replace("|", "\\|") if prefix else None
+def _limits(facts: CardFacts, say: Words) -> str:
+    language = facts.settings.get("language")
+    named = f"languages.{language}"
+    told = [
+        say("limits.order"),
+        say("limits.candidates"),
+        say("limits.length", max_length=facts.contract.max_length),
+        say("limits.language", language=say(named) if named in say else f"`{language}`") if language else None,
+        say("limits.measured" if facts.performance else "limits.unmeasured"),
+        say("limits.dev") if facts.dev else None,
+        None if facts.license else say("limits.license"),
+    ]
+    return f"## {say('limits.title')}\n\n" + "\n".join(f"- {text}" for text in told if text)
 
 
-def _number(value: float | None) -> str | None:
-    return None if value is None else f"{value:g}"
+_SECTIONS = (_introduction, _usage, _data, _performance, _gate, _training, _environment, _limits)
+
+
+def _table(
+    first: str, columns: Sequence[str], rows: Sequence[tuple[str, Mapping[str, Any]]], form: str
+) -> Iterator[str]:
+    """A Markdown table of metrics with their intervals."""
+    yield f"| {first} | {' | '.join(columns)} |"
+    yield "|---|" + "---:|" * len(columns)
+    for name, row in rows:
+        yield f"| {name} | {' | '.join(_interval(row.get(metric), form) for metric in METRICS)} |"
+
+
+def _interval(cell: Mapping[str, float] | None, form: str) -> str:
+    if not cell:
+        return ""
+    low, high = (form.format(cell[side]) if side in cell else "" for side in ("low", "high"))
+    p = f", p {cell['p_holm']:.3f}" if "p_holm" in cell else ""
+    return form.format(cell["value"]) + (f" [{low}, {high}]" if low and high else "") + p
+
+
+def _facts_table(rows: Sequence[tuple[str, Any]], names: str, say: Words) -> Iterator[str]:
+    """A Markdown table of those rows that have a value; `names`: where in the words the parameters have theirs."""
+    yield f"| {say('training.parameter')} | {say('training.value')} |"
+    yield "|---|---|"
+    for name, value in rows:
+        if value is not None:
+            known = f"{names}.{name}"
+            yield f"| {say(known) if known in say else name} | {value} |"

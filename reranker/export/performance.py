@@ -1,7 +1,7 @@
 """A report of `reranker evaluate` -> what the model card may say of the weights that are exported.
 
 In: table.json, details.json beside it, the directory that the weights were written to. Out: the table and how it
-was scored, if the weights that were evaluated are these, byte for byte. A table of other weights is never shown:
+was made, if the weights that were evaluated are these, byte for byte. A table of other weights is never shown:
 one that merely lies there is left out with a line that says so, one that was asked for is refused.
 """
 
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from reranker.errors import UserError
-from reranker.evaluate.table import scored
 from reranker.files import read_json, sha256
 
 FIX = "evaluate the exported model again, then export again"
@@ -26,11 +25,21 @@ class Performance:
 
     Attributes:
         rows: of table.json, `{"system", "queries", metric: {"value", "low", "high"}}`.
-        scored: how the rerankers scored, in words.
+        differences: `{"system", "minus", metric: {"value", "low", "high", "p_holm"}}`.
+        precision, device: that the rerankers scored in and on. max_length: tokens of a pair at most, None: the model's.
+        stage: of one set with a first stage, `{"stage", "depth", "passages", "found", "contexts"}`: its name, the
+            passages that were reranked, of how many, the share of queries with the right one among them, and how many
+            are handed on. None for candidates that came with the set, or several sets.
+        contexts: passages handed on, of one set.
     """
 
     rows: Sequence[Mapping[str, Any]]
-    scored: str
+    differences: Sequence[Mapping[str, Any]]
+    precision: str
+    device: str
+    max_length: int | None = None
+    stage: Mapping[str, Any] | None = None
+    contexts: int | None = None
 
 
 def performance_of(weights: Path, table: Path, required: bool) -> Performance | None:
@@ -56,7 +65,7 @@ def _read(weights: Path, table: Path) -> Performance:
     try:
         name, files = details["inputs"]["model"]["name"], details["inputs"]["model"].get("files", {})
         evaluated = {Path(path).name: entry["sha256"] for path, entry in files.items() if path.endswith(".safetensors")}
-        described, how = details["files"]["table.json"], scored(details)
+        described, found = details["files"]["table.json"], _found(rows, details)
     except (KeyError, TypeError, AttributeError):
         raise UserError(beside, "another form of JSON", "what reranker evaluate writes", FIX) from None
     if sha256(table) != described:
@@ -64,4 +73,14 @@ def _read(weights: Path, table: Path) -> Performance:
     if evaluated != {path.name: sha256(path) for path in weights.glob("*.safetensors")}:
         raise UserError(table, f"a table of other weights ({name} as it was evaluated)",
                         "one of exactly the exported weights", FIX)  # fmt: skip
-    return Performance(rows, how)
+    return found
+
+
+def _found(rows: Sequence[Mapping[str, Any]], details: Mapping[str, Any]) -> Performance:
+    environment, stage = details["environment"], None
+    one = "sets" not in details
+    if one and details["depth"] is not None:
+        stage = {"found": details["right_within_depth"],
+                 **{name: details[name] for name in ("stage", "depth", "passages", "contexts")}}  # fmt: skip
+    return Performance(rows, details["differences"], environment["precision"], environment["device"],
+                       details["settings"]["max_length"], stage, details["contexts"] if one else None)  # fmt: skip

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import torch
 from reranker.data.collate import pack_pairs
 from reranker.data.tokenize import Contract, Pair, PairTokenizer
 from reranker.errors import UserError
+from reranker.export.card_words import Words
 from reranker.export.onnx import FILE, quietly
 from reranker.groups import read_groups
 from reranker.model.cross_encoder import score_pairs
@@ -51,12 +52,7 @@ class Agreement:
     best: float
 
     def __str__(self) -> str:
-        order = f"{self.order:.1%} of the passages of a query, two by two, in the same order"
-        best = f"the same best passage for {self.best:.1%} of the queries"
-        apart = f"scores {self.mean:.2g} apart in the mean and {self.largest:.2g} at most"
-        return (
-            f"{order}, {best}, {apart}, where their standard deviation is {self.deviation:.2g} ({self.pairs:,} pairs)"
-        )
+        return Words("en")("usage.agreement", **asdict(self))
 
 
 def agreement(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> Agreement:

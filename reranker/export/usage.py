@@ -1,15 +1,20 @@
-"""How an exported model is used: the section of its card, for each library what it takes to score a pair as trained."""
+"""How an exported model is used: the section of its card, for each library what it takes to score a pair as trained.
+
+The code is the same in every language, and runs: the tests run it.
+"""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 from reranker.data.tokenize import Contract
+from reranker.export.card_words import Words
 from reranker.export.onnx import FILE
 from reranker.export.quantize import INT8_FILE, Agreement
 
 
-def usage(name: str, contract: Contract, onnx: bool, int8: Agreement | None = None) -> str:
+def usage(name: str, contract: Contract, say: Words, onnx: bool, int8: Agreement | None = None) -> str:
     """The section of the card. `name` is what the model is loaded by; `onnx`: whether it lies there in ONNX as well;
     `int8`: how far it agrees in 8 bits, if it lies there so.
     """
@@ -20,13 +25,13 @@ def usage(name: str, contract: Contract, onnx: bool, int8: Agreement | None = No
         flags = f"\n    {flags},\n{''.join(told)}"
     asked, one = _behind(contract.query_prefix, "query"), _behind(contract.passage_prefix, "passage")
     every = f"[{one} for passage in passages]" if contract.passage_prefix else "passages"
-    return f"""## Usage
+    return f"""## {say("usage.title")}
 
-{_cutting(contract)}{_prefixes(contract)}
+{say("usage.pair", max_length=contract.max_length)} {_cutting(contract, say)}{_prefixes(contract, say)}
 
 ### transformers
 
-`exp_normalize` turns the scores of one query's passages into shares that add up to 1.
+{say("usage.shares")}
 
 ```python
 import numpy as np
@@ -39,7 +44,7 @@ def exp_normalize(scores):
     return weights / weights.sum()
 
 
-path = "{name}"  # this directory, or its name on the hub
+path = "{name}"  # {say("usage.path")}
 tokenizer = AutoTokenizer.from_pretrained(path)
 model = AutoModelForSequenceClassification.from_pretrained(path).eval()
 
@@ -56,8 +61,7 @@ print(scores, exp_normalize(scores))
 
 ### sentence-transformers
 
-`config.json` sets the activation to the identity, so `predict` answers with the raw scores, as above; pass
-`activation_fn=torch.nn.Sigmoid()` for values between 0 and 1.
+{say("usage.activation")}
 
 ```python
 from sentence_transformers import CrossEncoder
@@ -65,7 +69,7 @@ from sentence_transformers import CrossEncoder
 model = CrossEncoder(path)
 print(model.predict([(query, {one}) for passage in passages]))
 ```
-{_onnx(int8) if onnx else ""}
+{_onnx(int8, say) if onnx else ""}
 ### FlagEmbedding
 
 ```python
@@ -77,15 +81,11 @@ print(reranker.compute_score([(query, passage) for passage in passages]))
 
 ### text-embeddings-inference, vLLM
 
-Both find what they need in the files: one label, `max_seq_length` in `sentence_bert_config.json`, vLLM the activation
-too. By their sources; neither was run with this model. A pair that is too long they cut, if at all, by their own rules.
-text-embeddings-inference answers `/rerank` with a sigmoid of the score unless it is asked with `"raw_scores": true`,
-vLLM with the raw score.{_served(contract)}
+{say("usage.servers")}{_served(contract, say)}
 
 ### reranker
 
-The framework that trained it makes and cuts pairs exactly as the training did, whatever the settings. With
-`long="windows"` it scores all of a passage that is too long, window by window: the best window's score is its own.
+{say("usage.reranker")}
 
 ```python
 from reranker import Reranker
@@ -98,16 +98,15 @@ echo '{{"query": "파이썬 리스트 정렬", "passages": ["list.sort()", "튜�
 ```"""
 
 
-def _onnx(int8: Agreement | None) -> str:
-    quantised = f"""
-`{INT8_FILE}` is the same in 8 bits (`model_kwargs={{"file_name": "model_quantized.onnx"}}`). Against the model:
-{int8}.
-""" if int8 else ""  # fmt: skip
+def _onnx(int8: Agreement | None, say: Words) -> str:
+    quantised = ""
+    if int8:
+        told = say("usage.agreement", **asdict(int8))
+        quantised = f"\n{say('usage.int8', file=INT8_FILE, agreement=told)}\n"
     return f"""
 ### ONNX Runtime
 
-`{FILE}` holds these weights and computes in float32. It is what `CrossEncoder(path, backend="onnx")`, optimum and
-text-embeddings-inference load; its scores are those of the model to 1e-4. By hand, in this directory:
+{say("usage.onnx", file=FILE)}
 
 ```python
 import onnxruntime
@@ -129,63 +128,27 @@ def _behind(prefix: str, name: str) -> str:
     return f"{_quoted(prefix)} + {name}" if prefix else name
 
 
-def _prefixes(contract: Contract) -> str:
+def _prefixes(contract: Contract, say: Words) -> str:
     """What stands before the texts, and which library puts it there."""
-    shown = [
-        f"before every {name} stands `{_quoted(prefix)}`"
-        for name, prefix in (("query", contract.query_prefix), ("passage", contract.passage_prefix)) if prefix
-    ]  # fmt: skip
+    given = {"query": contract.query_prefix, "passage": contract.passage_prefix}
+    shown = [say(f"usage.before_{name}", prefix=_quoted(prefix)) for name, prefix in given.items() if prefix]
     if not shown:
         return ""
-    text = f"\n\nThe model was trained with instructions: {' and '.join(shown)}, with no blank but its own between."
-    text += " They are tokenized, counted and cut with their text. `reranker` puts them there by itself,"
-    text += " `FlagReranker` where it is told as below"
-    if contract.query_prefix:
-        text += "; `CrossEncoder` of sentence-transformers 5.4 or newer finds the query's in the files as its default"
-        text += " prompt (tried with 6.2; an older one must be given it with the query)"
-    if contract.passage_prefix:
-        text += "; `CrossEncoder` has no setting for the passage's, which stands in its call"
-    return text + ". All others are given texts with them."
+    told = [say("usage.prefixes", shown=say("usage.and").join(shown))]
+    told += [say(f"usage.{name}_prefix") for name, prefix in given.items() if prefix]
+    return "\n\n" + " ".join([*told, say("usage.other_prefixes")])
 
 
-def _served(contract: Contract) -> str:
+def _served(contract: Contract, say: Words) -> str:
     """What a server's client must do."""
-    if not contract.query_prefix and not contract.passage_prefix:
-        return ""
-    return " Neither puts an instruction before a text: send query and passages with them."
+    return f" {say('usage.served')}" if contract.query_prefix or contract.passage_prefix else ""
 
 
-def _cutting(contract: Contract) -> str:
+def _cutting(contract: Contract, say: Words) -> str:
     """Which library cuts a long pair as the training did."""
-    text = _cutting_of_pairs(contract)
-    if contract.passage_max_length:
-        text += (
-            f" Before that a passage is cut to {contract.passage_max_length} tokens. No library below but"
-            " `reranker` has such a limit: what they make of a longer passage is not what the model was trained on."
-        )
-    return text
-
-
-def _cutting_of_pairs(contract: Contract) -> str:
-    text = f"A pair has at most {contract.max_length} tokens, special tokens included. "
+    query, passage = contract.query_max_length, contract.passage_max_length
     if contract.truncation == "only_second":
-        query = contract.query_max_length or contract.max_length * 3 // 4
-        text += f"The query is cut to {query} tokens first, then the passage to what is left (`only_second`)."
-        return text + (
-            " `FlagReranker` cuts alike. `CrossEncoder` and the `transformers` lines below cut otherwise where a pair"
-            " is too long: `CrossEncoder` takes from the longer text, and neither limits the query by itself."
-        )
-    if contract.query_max_length:
-        text += f"The query is cut to {contract.query_max_length} tokens first; of a pair that is still too long,"
+        told = say("usage.only_second", query=query or contract.max_length * 3 // 4)
     else:
-        text += "Of a pair that is longer,"
-    text += " the longer text is cut (`longest_first`)."
-    if contract.query_max_length:
-        return text + (
-            " `CrossEncoder` and the `transformers` lines below do not limit the query by themselves;"
-            " `FlagReranker` cuts the passage only."
-        )
-    return text + (
-        " `CrossEncoder` and the `transformers` lines below cut alike; `FlagReranker` cuts the query to three quarters"
-        " and then the passage only, which differs where a pair is too long."
-    )
+        told = say("usage.query_first", query=query) if query else say("usage.longest_first")
+    return f"{told} {say('usage.passage_first', passage=passage)}" if passage else told

@@ -20,7 +20,7 @@ from reranker.errors import UserError
 from reranker.files import make_directory, write_json
 from reranker.model.cross_encoder import score_pairs
 from reranker.train.checkpoint import Retention
-from reranker.train.distributed import Ranks
+from reranker.train.distributed import Ranks, device_name
 from reranker.train.engine import Engine
 from reranker.train.examples import rows
 from reranker.train.guards import Health
@@ -120,6 +120,7 @@ class RunEvents:
             "metrics": scores,
             "first_ranks": {"dev": self._ranking.dev, "ranks": self._first_ranks},
             "world": self._ranks.world,
+            "device": device_name(self._ranks.device),
             "stage": self._job.stage,
             "precision": self._job.precision.value,
             "packed": self._job.packed,

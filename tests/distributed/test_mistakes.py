@@ -134,7 +134,7 @@ MISTAKES: dict[str, str] = {
     "demo dev_queries=-1 output=new": "dev_queries: found -1, expected 1 or more; change the value",
     "demo output=a_file": "a_file: found a file, expected a directory or nothing; move it away or choose another output",
     "demo outputs=new": "outputs: found an unknown key, expected a key of demo; did you mean output?",
-    "trian": "command: found trian, expected one of prepare, translate, mine, check, pack, index, data inspect, data verify, train, submit, jobs, sweep show, doctor cluster, checkpoint list, checkpoint verify, replay, dashboard, evaluate, evaluate compare, export, trim, soup, score, demo; did you mean train?",
+    "trian": "command: found trian, expected one of prepare, translate, mine, check, pack, index, data inspect, data verify, train, submit, jobs, sweep show, doctor cluster, checkpoint list, checkpoint verify, replay, dashboard, evaluate, evaluate compare, export, push, trim, soup, score, demo; did you mean train?",
     "pack groups=good.jsonl output=new workers=0": "workers: found 0, expected 1 or more; change the value",
     "pack groups=good.jsonl output=new tokenizer=nowhere/at/all": "tokenizer: found nowhere/at/all, which does not exist, expected a Hugging Face model directory or hub name; check the path",
     "index output=new": "shards: found no value, expected tars of others: a directory, a pattern like dir/{000..127}.tar, an https://, s3:// or pipe: URL, or a list; say shards=...",

@@ -30,6 +30,7 @@ def test_settings_scripts_documents_and_notices_are_in_the_wheel(wheel: Path) ->
         assert {f"{inside}/{name}" for name in carried} <= names
     for name in ("corpus.jsonl.gz", "queries.jsonl.gz", "NOTICE.md", "MPL-2.0.txt", "CC-BY-SA-3.0.txt"):
         assert f"reranker/demo/documents/{name}" in names
+    assert {"reranker/export/card.en.yaml", "reranker/export/card.ko.yaml"} <= names
     assert not [name for name in names if name.startswith(("tests/", "runs/"))]
 
 

@@ -562,16 +562,23 @@ def test_unknown_facts_leave_no_trace_in_the_card() -> None:
         assert absent not in card.split("## Training")[1]
 
 
-def test_the_python_of_the_card_runs_against_the_export(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    card = model_card(CardFacts(str(exported), "base", False, CONTRACT, "fp32"))
-    blocks = [part.split("```")[0] for part in card.split("```python")[1:]]
-    names: dict[str, Any] = {}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)
-    printed = [re.findall(r"-?\d+\.\d+", line)[:2] for line in capsys.readouterr().out.splitlines() if "[" in line]
-    assert len(blocks) == len(printed) == 4
-    scores = torch.tensor([[float(number) for number in line] for line in printed])
-    torch.testing.assert_close(scores, scores[:1].expand(4, 2), rtol=0, atol=1e-4)
+@pytest.mark.parametrize("language", ["ko", None])
+def test_the_python_of_the_card_runs_against_the_export(
+    language: str | None, exported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """That of every language that the card is in."""
+    facts = CardFacts(str(exported), "base", False, CONTRACT, "fp32", settings={"language": language})
+    cards = model_card(facts).split("\n# English\n")
+    assert len(cards) == (2 if language else 1)
+    for card in cards:
+        blocks = [part.split("```")[0] for part in card.split("```python")[1:]]
+        names: dict[str, Any] = {}
+        for block in blocks:
+            exec(compile(block, "README.md", "exec"), names)
+        printed = [re.findall(r"-?\d+\.\d+", line)[:2] for line in capsys.readouterr().out.splitlines() if "[" in line]
+        assert len(blocks) == len(printed) == 4
+        scores = torch.tensor([[float(number) for number in line] for line in printed])
+        torch.testing.assert_close(scores, scores[:1].expand(4, 2), rtol=0, atol=1e-4)
 
 
 def test_the_python_of_the_card_of_a_model_with_prefixes_scores_as_we_do(

@@ -1,0 +1,189 @@
+"""A model card says the same of the same facts in each of its languages, and its code runs in each."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import string
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reranker import cli
+from reranker.config.common import LabelLoss, TeacherLoss
+from reranker.data.tokenize import Contract
+from reranker.export.card_words import LANGUAGES, Words, texts
+from reranker.export.huggingface import _facts
+from reranker.export.model_card import CardFacts, model_card
+from reranker.export.passages import rows, sentences
+from reranker.export.performance import Performance
+from reranker.export.quantize import Agreement
+from reranker.export.usage import usage
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "card.txt"
+
+
+def recipe_settings() -> dict[str, Any]:
+    """What recipe=ko_reranker comes to."""
+    seen: list[Any] = []
+    assert (
+        cli.run_command("train", ["recipe=ko_reranker", "data.shards=shards"], lambda config: seen.append(config) or 0)
+        == 0
+    )
+    settings: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(seen[0]), default=lambda member: member.name))
+    return settings
+
+
+def cell(value: float, **more: float) -> dict[str, float]:
+    return {"value": value, "low": value - 0.01, "high": value + 0.01, **more}
+
+
+def reference(**changed: Any) -> CardFacts:
+    """A run of the reference recipe, with every fact that a card can have."""
+    settings = recipe_settings()
+    metrics = ("has_right_in_contexts", "mrr", "ndcg@10")
+    systems = {"without-reranker": 0.5, "base": 0.6, "fine-tuned": 0.7, "fused": 0.71}
+    found = Performance(
+        rows=[{"system": name, "queries": 1167, **{metric: cell(value) for metric in metrics}} for name, value in systems.items()],
+        differences=[{"system": "fine-tuned", "minus": "base", **{metric: cell(0.1, p_holm=0.0006) for metric in metrics}}],
+        precision="fp16", device="cuda", max_length=256, contexts=5,
+        stage={"stage": "BM25 (kiwi, k1=0.9, b=0.4)", "depth": 20, "passages": 4606, "found": 0.85, "contexts": 5},
+    )  # fmt: skip
+    facts = CardFacts(
+        name="ko-reranker", base=settings["model"]["name"], base_on_hub=True, contract=Contract(), dtype="fp16",
+        parameters=559_891_457, settings=settings, license="mit", groups=499_184, fingerprint="c3e468c8e5389036",
+        step=46_799, epoch=3.0, groups_seen=1_497_552, world=4, precision="fp16", stage=1, packed=True, device="NVIDIA A100",
+        dev={"mrr": 0.8125}, performance=found, gate="**passed**", versions={"reranker": "0.1.0", "torch": "2.13.0"},
+        onnx=True, int8=Agreement(pairs=640, largest=0.3, mean=0.05, deviation=2.5, order=0.987, best=0.953),
+    )  # fmt: skip
+    return dataclasses.replace(facts, **changed)
+
+
+def parts(card: str) -> dict[str, str]:
+    """The card of each language."""
+    _, korean, english = re.split(r"^# (?:한국어|English)$", card, flags=re.MULTILINE)
+    return {"ko": korean, "en": english}
+
+
+def test_the_card_of_the_reference_recipe_is_the_golden_one() -> None:
+    """What a reader sees, as a whole: `GOLDEN.write_text(model_card(reference()))` where it is meant to change."""
+    assert model_card(reference()) == GOLDEN.read_text("utf-8")
+
+
+def test_each_language_has_every_text_with_the_same_facts() -> None:
+    def facts(text: str) -> Counter[str | None]:
+        return Counter(name for _, name, _, _ in string.Formatter().parse(text) if name is not None)
+
+    english = texts("en")
+    for language in LANGUAGES:
+        own = texts(language)
+        assert list(own) == list(english)
+        for name, text in own.items():
+            assert isinstance(text, str), name
+            assert facts(text) == facts(english[name]), name
+
+
+def test_every_loss_and_every_metric_of_the_table_has_words() -> None:
+    for language in LANGUAGES:
+        for name in (*LabelLoss.__members__, *TeacherLoss.__members__):
+            assert f"training.losses.{name}" in Words(language)
+
+
+def test_a_korean_model_has_its_card_in_korean_and_in_english_and_any_other_in_english() -> None:
+    korean, english = (parts(model_card(reference()))[language] for language in ("ko", "en"))
+    assert len(re.findall("^## ", korean, re.MULTILINE)) == len(re.findall("^## ", english, re.MULTILINE)) == 7
+    prose = re.sub(r"```.*?```|`[^`]*`|\(http[^)]*\)|^\|.*$", "", korean, flags=re.DOTALL | re.MULTILINE)
+    for line in prose.splitlines():
+        assert not line or re.search("[가-힣]", line) or line.startswith(("###", "**passed**")), line
+    assert not re.search("[가-힣]", re.sub(r"```.*?```", "", english, flags=re.DOTALL))
+    for language in (None, "fr"):
+        other = model_card(reference(settings={**recipe_settings(), "language": language}))
+        assert "# English" not in other
+        assert other.count("```python") * 2 == (korean + english).count("```python")
+        assert not re.search("[가-힣]", re.sub(r"```.*?```", "", other, flags=re.DOTALL))
+
+
+def test_both_languages_tell_the_same_numbers() -> None:
+    variants = [reference(), reference(performance=None, int8=None), reference(contract=Contract(96, 20)),
+                reference(contract=Contract(96, None, "only_second"), packed=False, license=None),
+                reference(sources={"a": (7, 1.0), "b": (9, 2.5)})]  # fmt: skip
+    for facts in variants:
+        korean, english = parts(model_card(facts)).values()
+        assert numbers(korean) == numbers(english)
+
+
+def numbers(text: str) -> Counter[str]:
+    for figure in ("4분의 3", "1차 검색", "1위 문단"):  # words in English: three quarters, the first stage, the best
+        text = text.replace(figure, "")
+    return Counter(re.findall(r"\d[\d,.]*\d|\d", text))
+
+
+@pytest.mark.parametrize("short", ["repeat", "shrink", "error"])
+@pytest.mark.parametrize("positives", [1, 2])
+@pytest.mark.parametrize(
+    "negatives",
+    [{}, {"random": 0.5}, {"random": 1.0}, {"warmup": 0.25}, {"warmup": 0.25, "random": 0.25, "hardest": 10},
+     {"warmup": 0.1, "decay": 0.5}, {"decay": 1.0, "score_temperature": 0.5, "random": 0.4}],
+)  # fmt: skip
+def test_both_languages_tell_the_same_of_the_passages(negatives: dict[str, Any], positives: int, short: str) -> None:
+    data = {"group_size": 5, "positives": positives, "short_groups": short, "negatives": negatives}
+    korean, english = (sentences(data, Words(language)) for language in ("ko", "en"))
+    for own, other in zip(korean, english, strict=True):
+        assert numbers(own) == numbers(other), own
+    assert [name for name, _ in rows(data, Words("ko"))] == [name for name, _ in rows(data, Words("en"))]
+
+
+def test_the_gate_is_told_where_one_was_run() -> None:
+    card = model_card(reference(gate="**failed**: MRR 0.70, 0.75 was asked for"))
+    assert "## 통과 기준\n\n**failed**: MRR 0.70, 0.75 was asked for\n" in card
+    assert "## Gate\n\n**failed**: MRR 0.70, 0.75 was asked for\n" in card
+    assert "## Gate" not in model_card(reference(gate=None))
+
+
+def test_the_environment_is_told_as_far_as_it_is_known() -> None:
+    card = parts(model_card(reference()))["en"].split("## Environment")[1]
+    assert "| device | NVIDIA A100 |\n| GPUs or processes | 4 |\n| precision | fp16 |\n| ZeRO stage | 1 |" in card
+    assert "## Environment" not in model_card(CardFacts("ko", "base", False, Contract(), "fp32"))
+
+
+def test_the_limits_are_those_of_this_model() -> None:
+    def limits(**changed: Any) -> str:
+        return parts(model_card(reference(**changed)))["en"].split("## Limits")[1]
+
+    assert "What a pair has beyond 512 tokens is not read." in limits()
+    assert "trained for Korean" in limits()
+    assert "was not measured.\n- The checkpoint was chosen" in limits(performance=None)
+    assert "No license is stated" not in limits()
+    assert "No license is stated" in limits(license=None)
+    assert "dev groups" not in limits(dev={})
+
+
+def test_a_mixture_is_told_by_its_sources_and_a_single_one_has_no_name() -> None:
+    state = {"description": {"data.shards": {"msmarco": {"groups": 400, "weight": 1.0}, "own": {"groups": 30, "weight": 2.0}}},
+             "cursor": {"fingerprint": "abc"}, "device": "CPU"}  # fmt: skip
+
+    def card(state: dict[str, Any]) -> str:
+        from reranker.config.common import Precision
+
+        return parts(model_card(_facts(recipe_settings(), state, Contract(), Precision.fp32, 7)))["en"]
+
+    told = card(state)
+    assert "The training data are 430 groups" in told
+    assert "They come from msmarco (400 groups, weight 1), own (30 groups, weight 2)." in told
+    assert "The fingerprint of the shards is `abc`." in told
+    alone = card({"description": {"data.shards": {"groups": 400, "weight": 1.0, "from": {"name": "train.jsonl"}}}})
+    assert "The training data are 400 groups" in alone
+    assert "They come from" not in alone
+    assert "train.jsonl" not in alone
+
+
+def test_the_code_is_the_same_in_each_language() -> None:
+    def code(language: str) -> list[str]:
+        blocks = re.findall(r"```\w+\n(.*?)```", usage("m", Contract(), Words(language), onnx=True), re.DOTALL)
+        return [re.sub(r"  # .*", "", block) for block in blocks]
+
+    assert code("ko") == code("en")
+    assert len(code("ko")) == 6
