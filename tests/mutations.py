@@ -691,7 +691,7 @@ MUTATIONS = [
         "tests/unit/test_sets.py::test_a_run_is_ordered_by_its_scores_and_a_query_that_it_lacks_counts_as_zero",
     ),
     Mutation(
-        "the batches of an evaluation depend on the number of ranks", "evaluate/dev.py",
+        "the batches of an evaluation depend on the number of ranks", "evaluate/shared.py",
         "batches = batches_by_tokens(lengths, self._batch_tokens, packed)",
         "batches = batches_by_tokens(lengths, self._batch_tokens // world, packed)",
         "tests/unit/test_dev.py::test_batches_are_the_same_on_any_number_of_ranks_and_no_rank_has_more_than_one_more",
