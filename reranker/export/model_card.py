@@ -13,7 +13,8 @@ from typing import Any
 
 from reranker.config.common import LabelLoss, TeacherLoss
 from reranker.data.tokenize import Contract
-from reranker.export import passages
+from reranker.evaluate.regression_gate import Verdict
+from reranker.export import gate, passages
 from reranker.export.performance import Performance
 from reranker.export.quantize import Agreement
 from reranker.export.usage import usage
@@ -68,6 +69,7 @@ class CardFacts:
         versions: of the libraries that trained.
         onnx: whether the model lies in the directory in ONNX as well.
         int8: how far the ONNX file in 8 bits agrees with the model, or None where there is none.
+        gate: what it lost against its base on guard sets, or None where there was no gate.
     """
 
     name: str
@@ -92,12 +94,13 @@ class CardFacts:
     versions: Mapping[str, str] = field(default_factory=dict)
     onnx: bool = False
     int8: Agreement | None = None
+    gate: Verdict | None = None
 
 
 def model_card(facts: CardFacts) -> str:
     """The card as Markdown."""
-    sections = (_front_matter, _introduction, _usage, _data, _performance, _training)
-    return "\n\n".join(section(facts) for section in sections) + "\n"
+    sections = (_front_matter, _introduction, _gate, _usage, _data, _performance, _training)
+    return "\n\n".join(text for section in sections if (text := section(facts))) + "\n"
 
 
 def _front_matter(facts: CardFacts) -> str:
@@ -123,6 +126,11 @@ with one relevance score. The score is a logit: it is trained by cross-entropy o
 is not confined to a range, and scores compare passages of the same query, not of different queries.{size}
 
 This is a stock `AutoModelForSequenceClassification` with one label: no code of its own is needed to load it."""
+
+
+def _gate(facts: CardFacts) -> str:
+    """Above all else: whoever takes the model should know what it is worse at."""
+    return gate.section(facts.gate) if facts.gate else ""
 
 
 def _usage(facts: CardFacts) -> str:
