@@ -7,7 +7,7 @@ alike on every rank. What a model scores are the same pairs every time, so that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,12 +127,11 @@ class GuardSets:
 
     def values_of(
         self, name: str, key: str, crew: Crew, device: str, precision: str = "auto", *,
-        revision: str | None = None, contract: Contract | None = None, beat: Callable[[], object] = lambda: None,
+        revision: str | None = None, contract: Contract | None = None,
     ) -> Values:  # fmt: skip
         """The same of a model by directory or hub name, loaded for it; None: under the contract of its own.
 
-        `key` is what errors call it; `beat` is called with each batch. A collective call. Raises UserError, for a model
-        without a trained head too.
+        `key` is what errors call it. A collective call. Raises UserError, for a model without a trained head too.
         """
         at, meant = device_and_precision(device, precision)
 
@@ -147,12 +146,7 @@ class GuardSets:
         packed, _ = resolve_packing("auto", model.config, at, DTYPES[meant])
         if packed:
             pack(model)
-
-        def score(pairs: Any) -> torch.Tensor:
-            beat()
-            return score_pairs(model, pairs)
-
-        return self.values(self.scorers(tokenizer), score, crew, at, packed)
+        return self.values(self.scorers(tokenizer), lambda pairs: score_pairs(model, pairs), crew, at, packed)
 
     def judge(self, base: Values, model: Values, name: str, measured: str) -> Verdict:
         """The verdict on a model against a base; of a base that is a directory only its own name is told."""

@@ -55,57 +55,72 @@ def no_ranking(where: str, name: str) -> UserError:
                      "say gate.base=..., another reranker, or leave gate.sets out")  # fmt: skip
 
 
-def find_guards(job: Job, fresh: bool, ranks: Ranks) -> None:
-    """Find the candidates of the guard sets, if there are any; a collective call.
+@dataclass(frozen=True)
+class Guarded:
+    """Guard sets whose candidates are found; base: what it has on them, None where the engine is to measure it."""
 
-    Raises UserError, on every rank alike, where the base is the model in training and has a `fresh` head.
-    """
-    if job.guards is None:
-        return
-    if fresh and job.config.gate.base is None:
-        error = no_ranking("model.name", job.config.model.name)
-        error.agreed = True
-        raise error
-    job.guards.find(ranks, str(ranks.device))
+    depends: dict[str, Any]
+    base: dict[str, list[float]] | None
+    kept: bool
 
 
-def measure_base(job: Job, engine: Any, ranks: Ranks, beat: Callable[[], Any]) -> Gate | None:
-    """The gate of a job that has one, while the engine holds the weights that the training began with.
+def find_guards(job: Job, fresh: bool, ranks: Ranks) -> Guarded | None:
+    """Find the candidates of the guard sets, if there are any, and what is known of the base; a collective call.
 
-    A collective call. Raises UserError.
+    Another reranker as the base is measured here: its mistakes are told before anything is written, and its weights are
+    gone when the engine takes the memory. Raises UserError, on every rank alike, also where the base is the model in
+    training and has a `fresh` head.
     """
     if job.guards is None:
         return None
     config, data = job.config.gate, job.config.data
-    name = config.base or job.config.model.name
-    measured = f"in training, {job.precision.value}, {'packed' if job.packed else 'padded'}"
+    if fresh and config.base is None:
+        error = no_ranking("model.name", job.config.model.name)
+        error.agreed = True
+        raise error
+    job.guards.find(ranks, str(ranks.device))
     depends = {
-        "sets": job.guards.sha256, "metric": config.metric, "base": name,
-        "revision": None if config.base else job.config.model.revision,
+        "sets": job.guards.sha256, "base": config.base or job.config.model.name,
+        "revision": None if config.base else job.config.model.revision, "measured": _measured(job),
         "cut": [job.data.tokenizer.fingerprint, data.max_length, data.query_max_length, data.truncation.value],
-        "measured": measured,
     }  # fmt: skip
-    scorers = job.guards.scorers(job.data.tokenizer)
-    path = job.run_dir / GATE_BASE
-    base = ranks.from_first(lambda: _kept(path, depends))
+    base = ranks.from_first(lambda: _kept(job.run_dir / GATE_BASE, depends))
+    kept = base is not None
+    if base is None and config.base is not None:
+        # DeepSpeed has no fp16 on a CPU, and neither has anything else: only tests train so.
+        forced = job.precision is Precision.fp16 and ranks.device.type == "cpu"
+        precision = "auto" if forced else job.precision.value
+        base = job.guards.values_of(config.base, "gate.base", ranks, str(ranks.device), precision)
+    return Guarded(depends, base, kept)
+
+
+def measure_base(
+    job: Job, guarded: Guarded | None, engine: Any, ranks: Ranks, beat: Callable[[], Any]
+) -> Gate | None:  # fmt: skip
+    """The gate of a job that has one, while the engine holds the weights that the training began with.
+
+    A collective call. Raises UserError.
+    """
+    if guarded is None:
+        return None
+
+    def score(pairs: Any) -> torch.Tensor:
+        beat()
+        return score_pairs(engine.forward, pairs)
+
+    scorers, base = job.guards.scorers(job.data.tokenizer), guarded.base
     if base is None:
-        if config.base is not None:
-            # DeepSpeed has no fp16 on a CPU, and neither has anything else: only tests train so.
-            forced = job.precision is Precision.fp16 and ranks.device.type == "cpu"
-            precision = "auto" if forced else job.precision.value
-            base = job.guards.values_of(config.base, "gate.base", ranks, str(ranks.device), precision, beat=beat)
-        else:
+        engine.eval()
+        base = job.guards.values(scorers, score, ranks, ranks.device, job.packed)
+    written = {"depends": guarded.depends, "values": base}
+    ranks.together(lambda: write_json(job.run_dir / GATE_BASE, written) if ranks.first and not guarded.kept else None)
+    text = json.dumps([guarded.depends, asdict(job.guards.rule)], sort_keys=True)
+    fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return Gate(job.guards, scorers, base, guarded.depends["base"], _measured(job), fingerprint)
 
-            def score(pairs: Any) -> torch.Tensor:
-                beat()
-                return score_pairs(engine.forward, pairs)
 
-            engine.eval()
-            base = job.guards.values(scorers, score, ranks, ranks.device, job.packed)
-        kept = {"depends": depends, "values": base}
-        ranks.together(lambda: write_json(path, kept) if ranks.first else None)
-    text = json.dumps([depends, asdict(job.guards.rule)], sort_keys=True)
-    return Gate(job.guards, scorers, base, name, measured, hashlib.sha256(text.encode()).hexdigest()[:16])
+def _measured(job: Job) -> str:
+    return f"in training, {job.precision.value}, {'packed' if job.packed else 'padded'}"
 
 
 def _kept(path: Path, depends: dict[str, Any]) -> dict[str, list[float]] | None:

@@ -153,9 +153,8 @@ def train_and_export(
 
 def make_tracker(job: Job, ranks: Ranks, done: int) -> Tracker:
     """The records of this training, of which `done` steps are kept."""
-    config = job.config
-    settings = {**plain(config), "resolved": resolved(job, device_name(ranks.device))}
-    return Tracker(job.run_dir, config.name, config.tracking, settings, done, enabled=ranks.first)
+    settings = {**plain(job.config), "resolved": resolved(job, device_name(ranks.device))}
+    return Tracker(job.run_dir, job.config.name, job.config.tracking, settings, done, enabled=ranks.first)
 
 
 def say(lines: Iterable[str]) -> None:
@@ -187,7 +186,7 @@ def train_job(
             gradient_checkpointing=config.model.gradient_checkpointing,
         )
     )
-    find_guards(job, fresh, ranks)
+    guarded = find_guards(job, fresh, ranks)
     flops = model_flops(model)  # before ZeRO takes the weights apart
     if job.packed:
         pack(model)
@@ -213,7 +212,7 @@ def train_job(
                 device=ranks.device,
                 timeout=config.train.timeout,
             )
-            gate = measure_base(job, engine, ranks, lambda: watchdog.beat("evaluating the base"))
+            gate = measure_base(job, guarded, engine, ranks, lambda: watchdog.beat("evaluating the base"))
             measured: dict[str, Any] | None = None
             if config.batch.policy is BatchPolicy.tokens and job.tokens is None:
                 measured = measured_tokens(job, engine, ranks, begun.state.get("measured") if begun else None)

@@ -141,6 +141,10 @@ def test_where_none_passes_there_is_no_model_and_all_else_stays(
     assert not (run_dir / "model").exists()
     assert last_state(run_dir)["best"] is None
     assert len(list((run_dir / "checkpoints").iterdir())) == len(STEPS)
+    (listed,) = run(1, ["checkpoint", "list", str(run_dir)])
+    assert listed.out.count(": fails its gate on old\n") == len(STEPS)
+    (replayed,) = run(1, ["replay", str(run_dir / "checkpoints" / "step-00000004")])
+    assert replayed.code == 0, replayed.err
 
     # The same command says the same again, without training.
     before = len(records(run_dir))

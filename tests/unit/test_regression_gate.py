@@ -58,7 +58,7 @@ def test_a_model_that_is_its_base_passes_whatever_is_allowed(values: list[tuple[
 
 
 def test_a_large_loss_on_one_set_is_not_made_up_for_by_a_gain_on_another() -> None:
-    # What is known of a Korean fine-tune: half a point of nDCG won on one set, 14.7 lost on another.
+    # Half a point of nDCG won on one set, 14.7 lost on another.
     verdict = judge(Rule("ndcg@10", 0.01), "base", "here",
                     [drop(0.700, 0.705, name="won"), drop(0.800, 0.653, name="lost"), drop(0.5, 0.495, name="little")])  # fmt: skip
     assert [one.passed for one in verdict.sets] == [True, False, True]
