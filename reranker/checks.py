@@ -214,6 +214,9 @@ def check_train(config: TrainConfig) -> None:
         found = f"true with train.log_every={train.log_every}"
         raise UserError("guards.skip_spikes", found, "a record of every step, as steps are compared",
                         "say train.log_every=1, or guards.skip_spikes=false")  # fmt: skip
+    if config.gate.sets is not None and data.dev is None:
+        raise UserError("data.dev", "no groups beside gate.sets", "groups that select among the checkpoints that pass",
+                        "say data.dev=dev.jsonl, or leave gate.sets out")  # fmt: skip
     if unknown := [key for key in train.accept if key not in ACCEPTABLE]:
         near = closest(unknown[0], ACCEPTABLE)
         raise UserError("train.accept", unknown[0], f"one of {', '.join(ACCEPTABLE)}",

@@ -691,7 +691,7 @@ MUTATIONS = [
         "tests/unit/test_sets.py::test_a_run_is_ordered_by_its_scores_and_a_query_that_it_lacks_counts_as_zero",
     ),
     Mutation(
-        "the batches of an evaluation depend on the number of ranks", "evaluate/dev.py",
+        "the batches of an evaluation depend on the number of ranks", "evaluate/shared.py",
         "batches = batches_by_tokens(lengths, self._batch_tokens, packed)",
         "batches = batches_by_tokens(lengths, self._batch_tokens // world, packed)",
         "tests/unit/test_dev.py::test_batches_are_the_same_on_any_number_of_ranks_and_no_rank_has_more_than_one_more",
@@ -747,9 +747,64 @@ MUTATIONS = [
         "tests/unit/test_push.py::test_a_model_that_failed_its_gate_is_pushed_only_by_force",
     ),
     Mutation(
-        "a soup is the one that is worst on dev", "export/soup.py",
-        "alpha = max(alphas, key", "alpha = min(alphas, key",
+        "a soup is the one that is worst on dev", "export/tasting.py",
+        "return max(passing, key", "return min(passing, key",
         "tests/unit/test_soup.py::test_the_best_alpha_on_the_dev_groups_is_taken_and_all_are_told",
+    ),
+    Mutation(
+        "a soup is the best on dev whatever it loses", "export/tasting.py",
+        "passing = [one for one in tasted if one.passed]", "passing = list(tasted)",
+        "tests/unit/test_soup.py::test_with_a_gate_the_best_alpha_is_the_best_of_those_that_pass",
+    ),
+    Mutation(
+        "the base itself is taken for a soup that passes", "export/tasting.py",
+        "if not any(one.alpha for one in passing):", "if not passing:",
+        "tests/unit/test_soup.py::test_where_no_alpha_above_0_passes_all_are_told_and_none_is_written_unless_it_is_to_be_marked",
+    ),
+    Mutation(
+        "a gain on one guard set makes up for a loss on another", "evaluate/regression_gate.py",
+        "return all(one.passed for one in self.sets)", "return any(one.passed for one in self.sets)",
+        "tests/unit/test_regression_gate.py::test_a_large_loss_on_one_set_is_not_made_up_for_by_a_gain_on_another",
+    ),
+    Mutation(
+        "a loss that is not significant is excused unasked", "evaluate/regression_gate.py",
+        "excused = rule.significance is not None and p_holm > rule.significance", "excused = p_holm > (rule.significance or 0.05)",
+        "tests/unit/test_regression_gate.py::test_by_default_a_loss_that_is_not_significant_fails_too_and_with_a_level_it_is_excused",
+    ),
+    Mutation(
+        "a checkpoint that fails its gate ranks by its dev metric", "train/saving.py",
+        'key=lambda one: (not one.get("passed", True), -one["value"])', 'key=lambda one: -one["value"]',
+        "tests/unit/test_saving.py::test_what_fails_its_gate_is_never_the_best_and_ranks_behind_all_that_pass",
+    ),
+    Mutation(
+        "where none passes the best is one that fails", "train/saving.py",
+        'if entry.get("passed", True)', "if True",
+        "tests/unit/test_saving.py::test_what_fails_its_gate_is_never_the_best_and_ranks_behind_all_that_pass",
+    ),
+    Mutation(
+        "a training does not heed its gate", "train/events.py",
+        "verdict is None or verdict.passed)", "True)",
+        "tests/distributed/test_gate.py::test_the_best_checkpoint_is_never_one_that_loses_too_much_though_it_is_better_on_dev",
+    ),
+    Mutation(
+        "what the base had by another gate is taken for what it has", "train/gate.py",
+        'if kept.get("depends") == depends', "if True",
+        "tests/distributed/test_gate.py::test_a_resume_keeps_what_the_base_had_and_measures_anew_what_is_another",
+    ),
+    Mutation(
+        "a resume measures its base again", "train/gate.py",
+        "base = ranks.from_first(lambda: _kept(job.run_dir / GATE_BASE, depends))", "base = None",
+        "tests/distributed/test_gate.py::test_a_resume_keeps_what_the_base_had_and_measures_anew_what_is_another",
+    ),
+    Mutation(
+        "a model that fails its gate is exported", "export/gate.py",
+        "if action is GateAction.refuse:", "if False:",
+        "tests/unit/test_export_gate.py::test_a_model_that_loses_too_much_is_refused_in_one_line_and_nothing_is_written",
+    ),
+    Mutation(
+        "the training's own verdict is forgotten by an export", "export/gate.py",
+        'if config.sets is None and state.get("gate"):', "if False:",
+        "tests/unit/test_export_gate.py::test_what_the_training_found_of_a_checkpoint_counts_without_trying_it_again",
     ),
     Mutation(
         "a trimmed tokenizer is kept however it cuts the corpus", "export/trim.py",

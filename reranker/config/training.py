@@ -19,6 +19,7 @@ from reranker.config.common import (
     TeacherLoss,
     Truncation,
 )
+from reranker.config.regression_gate import GateConfig
 from reranker.config.tracking import TrackingConfig
 
 # omegaconf reads Optional[...] on every Python that we support; the X | None form it does not.
@@ -234,6 +235,7 @@ class TrainConfig:
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     guards: GuardsConfig = field(default_factory=GuardsConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
     train: TrainSettings = field(default_factory=TrainSettings)
 
 

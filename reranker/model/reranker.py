@@ -106,7 +106,7 @@ class Reranker:
         packed, _ = resolve_packing(packing, model.config, self.device, DTYPES[self.precision], key="packing")
         if packed:
             pack(self.model)
-        self.contract = _contract(model.config, max_length)
+        self.contract = contract_of(model.config, max_length)
         self.tokenizer = PairTokenizer(load_tokenizer(self.path, key=key), self.contract)
 
     def score(self, query: str, passages: Sequence[str]) -> list[float]:
@@ -292,7 +292,7 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _contract(config: Any, max_length: int | None) -> Contract:
+def contract_of(config: Any, max_length: int | None = None) -> Contract:
     """The model's own contract, or one of `max_length`, no longer than the model has positions for."""
     limit = positions(config)
     if max_length is not None and not 8 <= max_length <= (limit or max_length):

@@ -18,7 +18,7 @@ from reranker.config.tracking import TrackingConfig
 from reranker.train.artifacts import Artifact
 from reranker.train.aside import Aside
 from reranker.train.examples import COLUMNS
-from reranker.train.logged import EXAMPLES, METRICS, STEP
+from reranker.train.logged import EXAMPLES, METRICS, OF_GUARDS, STEP
 from reranker.train.run_directory import METRICS as METRICS_FILE
 
 
@@ -69,6 +69,7 @@ class WandbRun:
             # A summary of its own takes the place of the last value, unless that is asked for as well.
             summary = f"{metric.summary},last" if metric.summary else None
             self._run.define_metric(metric.name, step_metric=STEP, summary=summary)
+        self._run.define_metric(OF_GUARDS, step_metric=STEP)
 
     def _send(self, artifact: Artifact) -> None:
         import wandb

@@ -140,15 +140,16 @@ def test_every_metric_is_drawn_over_optimizer_steps_and_its_best_value_stands_fo
     tracker = start(tmp_path / "run", TrackingConfig())
     for step, (loss, mrr) in enumerate([(1.0, 0.2), (0.25, 0.5), (0.75, 0.375)], 11):
         tracker.log(step, {"train/loss": loss, "train/learning_rate": loss / 2})
-        tracker.log(step, {"eval/mrr": mrr})
+        tracker.log(step, {"eval/mrr": mrr, "gate/old/drop": 1 - mrr})
     tracker.close()
     run = offline_run(tmp_path / "run")
-    defined = {metric.name: metric for metric in run.of("metric")}
-    assert set(defined) == {"step", *(metric.name for metric in logged.METRICS)}
+    defined = {metric.name or metric.glob_name: metric for metric in run.of("metric")}
+    assert set(defined) == {"step", logged.OF_GUARDS, *(metric.name for metric in logged.METRICS)}
     assert {metric.step_metric for name, metric in defined.items() if name != "step"} == {"step"}
     # One row for each step, the axis among its columns.
     rows = [(row["step"], row["_step"], row["train/loss"], row["eval/mrr"]) for row in run.history]
     assert rows == [(11, 11, 1.0, 0.2), (12, 12, 0.25, 0.5), (13, 13, 0.75, 0.375)]
+    assert [row["gate/old/drop"] for row in run.history] == [0.8, 0.5, 0.625]
     assert run.summary["train/loss"] == {"min": 0.25, "last": 0.75}
     assert run.summary["eval/mrr"] == {"max": 0.5, "last": 0.375}
     assert run.summary["train/learning_rate"] == 0.375
