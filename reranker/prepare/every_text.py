@@ -68,8 +68,9 @@ def _first_line(path: Path) -> bytes:
 
 def _is_of_records(path: Path) -> bool:
     """Whether the first line is a passage, a query or a request, and no group."""
+    line = _first_line(path)
     try:
-        value = json.loads(_first_line(path).decode("utf-8"))
+        value = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):
         return False
     if not isinstance(value, dict):
