@@ -676,9 +676,15 @@ MUTATIONS = [
     ),
     Mutation(
         "queries of one document change sides apart", "evaluate/statistics.py",
-        "[by_cluster(values_Q, clusters)[0] / (len(values_Q) * len(samples)) for values_Q, clusters in samples]",
-        "[values_Q / (len(values_Q) * len(samples)) for values_Q, clusters in samples]",
+        "members = [np.array([names[name] for name in clusters]) for _, clusters in samples]",
+        "members = [np.arange(len(clusters)) % len(names) for _, clusters in samples]",
         "tests/unit/test_statistics.py::test_queries_of_one_document_change_sides_together",
+    ),
+    Mutation(
+        "queries that several sets share count as if each set had others", "evaluate/statistics.py",
+        "parts_C = (sums_SC / counts_SC.sum(axis=1, keepdims=True)).sum(axis=0) / len(samples)",
+        "parts_C = (sums_SC / counts_SC.sum(axis=1, keepdims=True)).ravel() / len(samples)",
+        "tests/unit/test_statistics.py::test_queries_that_several_sets_share_change_sides_together_and_make_nothing_surer",
     ),
     Mutation(
         "p-values are not corrected for their number", "evaluate/statistics.py",

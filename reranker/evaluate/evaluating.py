@@ -7,6 +7,7 @@ every query is in the result once, whatever the number of ranks.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -77,6 +78,8 @@ def _score(
     environment: dict[str, str], cache: Scores, crew: Crew, device: str,
 ) -> Scored:  # fmt: skip
     material = crew.together(one.read)
+    if material.note and crew.first:
+        print(f"note: {material.note}", file=sys.stderr)
     queries = sample_queries(material.queries, config.sample)
     candidates = find(one, material, queries, crew, device)
     _same_everywhere(one, queries, candidates, material.corpus, crew)

@@ -116,11 +116,15 @@ def _model(name: str, key: str, files: dict[str, Any]) -> dict[str, Any]:
 
 
 def _file(path: Path, files: dict[str, Any]) -> dict[str, Any]:
-    status = path.stat()
     entry = files.get(str(path.resolve())) or {}
-    if entry.get("size") == status.st_size and entry.get("mtime_ns") == status.st_mtime_ns:
-        return dict(entry)
-    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha256(path)}
+    try:
+        status = path.stat()
+        if entry.get("size") == status.st_size and entry.get("mtime_ns") == status.st_mtime_ns:
+            return dict(entry)
+        return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha256(path)}
+    except OSError as error:
+        raise UserError(path, f"a file that cannot be read ({error.strerror or error})", "one that can be",
+                        "check its owner and the disk") from None  # fmt: skip
 
 
 class Scores:

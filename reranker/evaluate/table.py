@@ -40,6 +40,9 @@ def show(rows: Sequence[Mapping[str, Any]], details: Mapping[str, Any]) -> None:
                 pairs = [(f"{row['system']} minus\n{row['minus']}", row) for row in about["differences"]]
                 console.print()
                 console.print(_grid("difference", pairs, some, "{:+.3f}"))
+            for depth, of_depth in about.get("depths", {}).items():
+                console.print(f"\nAt depth {depth}:\n")
+                console.print(_grid("system", [(row["system"], row) for row in of_depth], some, "{:.3f}"))
         console.print()
         console.print(Text(" ".join(_notes(set_rows, about, details)), style="dim"))
 
