@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,10 @@ from reranker.export.directory import check_output, finish, save
 from reranker.export.model_card import LICENSES, METRICS, CardFacts, model_card
 from reranker.export.onnx import FILE, check_packages, write_onnx
 from reranker.export.performance import performance_of
-from reranker.export.quantize import INT8_FILE, Agreement, write_int8
+from reranker.export.quantize import INT8_FILE, Agreement, read_judges, write_int8
 from reranker.export.reload import check_reload
 from reranker.files import atomic_directory, read_json, write_text
+from reranker.groups import Group
 from reranker.model.cross_encoder import load_config, load_tokenizer
 from reranker.train.run_directory import CONFIG, INITIAL
 
@@ -101,6 +102,7 @@ def export_run(
         raise UserError("int8_agreement", str(int8_agreement), "a share from 0 to 1", "change the value")
     if onnx:
         check_packages()
+    judges = read_judges(int8) if int8 else None  # a file that cannot be read is told before the export, not behind it
     check_output(output)
     settings = read_json(run_dir / CONFIG, "name the run_dir of a training")
     if not isinstance(settings, dict) or not isinstance(data := settings.get("data"), dict):
@@ -116,7 +118,7 @@ def export_run(
         performance = performance_of(written, table, required=report is not None)
         return model_card(dataclasses.replace(facts, performance=performance, onnx=onnx, int8=quantised))
 
-    export_weights(weights, run_dir / INITIAL, output, contract, card, dtype, onnx, int8, int8_agreement)
+    export_weights(weights, run_dir / INITIAL, output, contract, card, dtype, onnx, judges, int8_agreement)
     return output
 
 
@@ -128,7 +130,7 @@ def export_weights(
     card: Callable[[Path, Agreement | None], str],
     dtype: Precision = Precision.fp32,
     onnx: bool = False,
-    int8: str | None = None,
+    judges: Sequence[Group] | None = None,
     int8_agreement: float = 0.95,
 ) -> None:
     """Write a model directory.
@@ -138,7 +140,7 @@ def export_weights(
         base: directory with the config and the tokenizer of the base model; the dropout values are its own.
         card: makes the model card, given the directory that the weights have just been written to, and how far the
             8-bit file agrees with them, if there is one.
-        onnx, int8, int8_agreement: as `export_run` has them.
+        onnx, int8_agreement: as `export_run` has them. judges: the groups of its `int8`.
     """
     check_output(output)
     model = _model(weights, base, contract, DTYPES[dtype])
@@ -151,7 +153,7 @@ def export_weights(
         check_reload(model, tokenizer, contract, staging)
         if onnx:
             write_onnx(model, staging, contract.max_length)
-        quantised = write_int8(model, tokenizer, contract, staging, int8, int8_agreement) if int8 else None
+        quantised = write_int8(model, tokenizer, contract, staging, judges, int8_agreement) if judges else None
         write_text(staging / "README.md", card(staging, quantised))
         finish(staging)
 
