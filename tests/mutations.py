@@ -842,6 +842,26 @@ MUTATIONS = [
         "named.update(range(config.pad_token_id))", "pass",
         "tests/unit/test_trim.py::test_in_front_of_the_padding_all_stays_where_positions_count_from_it",
     ),
+    Mutation(
+        "a truncation that was saved with a tokenizer cuts the corpus", "export/trim_corpus.py",
+        "    tokenizer.no_truncation()\n", "",
+        "tests/unit/test_trim.py::test_a_truncation_that_was_saved_with_the_tokenizer_cuts_no_text_of_the_corpus",
+    ),
+    Mutation(
+        "bytes go with the single characters", "model/vocabulary.py",
+        "byte = _BYTE.fullmatch(piece) or (of_bytes and len(piece) == 1)", "byte = _BYTE.fullmatch(piece)",
+        "tests/unit/test_trim.py::test_bytes_stay_though_single_characters_may_go",
+    ),
+    Mutation(
+        "W&B is told of the settings with all credentials", "train/wandb_run.py",
+        '"config": public(settings)', '"config": settings',
+        "tests/unit/test_tracking.py::test_no_credential_of_a_location_reaches_weights_and_biases",
+    ),
+    Mutation(
+        "a run of which a record failed is never finished", "train/aside.py",
+        "        self._make(self._last)", "        self.over or self._make(self._last)",
+        "tests/unit/test_aside.py::test_a_call_that_fails_is_told_of_and_ends_the_others",
+    ),
 ]  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,10 @@ from reranker.export.gate import Try, gate_of_export
 from reranker.export.model_card import LICENSES, METRICS, CardFacts, model_card
 from reranker.export.onnx import FILE, check_packages, write_onnx
 from reranker.export.performance import performance_of
-from reranker.export.quantize import INT8_FILE, Agreement, write_int8
+from reranker.export.quantize import INT8_FILE, Agreement, read_judges, write_int8
 from reranker.export.reload import check_reload
 from reranker.files import atomic_directory, read_json, write_json, write_text
+from reranker.groups import Group
 from reranker.model.cross_encoder import load_config, load_tokenizer
 from reranker.train.run_directory import CONFIG, INITIAL
 
@@ -111,6 +112,7 @@ def export_run(
         raise UserError("int8_agreement", str(int8_agreement), "a share from 0 to 1", "change the value")
     if onnx:
         check_packages()
+    judges = read_judges(int8) if int8 else None  # a file that cannot be read is told before the export, not behind it
     check_output(output)
     settings = read_json(run_dir / CONFIG, "name the run_dir of a training")
     if not isinstance(settings, dict) or not isinstance(data := settings.get("data"), dict):
@@ -130,7 +132,7 @@ def export_run(
         known = dataclasses.replace(facts, performance=performance, onnx=onnx, int8=quantised, gate=verdict)
         return model_card(known)
 
-    export_weights(weights, run_dir / INITIAL, output, contract, card, dtype, onnx, int8, int8_agreement, tried)
+    export_weights(weights, run_dir / INITIAL, output, contract, card, dtype, onnx, judges, int8_agreement, tried)
     return output
 
 
@@ -142,7 +144,7 @@ def export_weights(
     card: Callable[[Path, Agreement | None, Verdict | None], str],
     dtype: Precision = Precision.fp32,
     onnx: bool = False,
-    int8: str | None = None,
+    judges: Sequence[Group] | None = None,
     int8_agreement: float = 0.95,
     tried: Try = lambda written: None,
 ) -> None:
@@ -154,7 +156,7 @@ def export_weights(
         card: makes the model card, given the directory that the weights have just been written to, how far the
             8-bit file agrees with them, if there is one, and the verdict of their gate, if they have one.
         tried: gives that verdict, and is written beside the weights.
-        onnx, int8, int8_agreement: as `export_run` has them.
+        onnx, int8_agreement: as `export_run` has them. judges: the groups of its `int8`.
     """
     check_output(output)
     model = _model(weights, base, contract, DTYPES[dtype])
@@ -169,7 +171,7 @@ def export_weights(
             write_json(staging / GATE, verdict.to_dict())
         if onnx:
             write_onnx(model, staging, contract.max_length)
-        quantised = write_int8(model, tokenizer, contract, staging, int8, int8_agreement) if int8 else None
+        quantised = write_int8(model, tokenizer, contract, staging, judges, int8_agreement) if judges else None
         write_text(staging / "README.md", card(staging, quantised, verdict))
         finish(staging)
 

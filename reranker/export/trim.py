@@ -30,7 +30,7 @@ from reranker.files import atomic_directory, write_json, write_text
 from reranker.model.cross_encoder import load_config, load_tokenizer, load_weights
 from reranker.model.reranker import Reranker
 from reranker.model.trim import cut_embedding, ids_of_the_config
-from reranker.model.vocabulary import cut, described, kept_ids, pieces, written
+from reranker.model.vocabulary import Described, cut, described, kept_ids, pieces, written
 from reranker.prepare.every_text import every_text
 from reranker.prepare.translate.languages import LANGUAGES, script
 
@@ -56,6 +56,7 @@ def trim(config: TrimConfig) -> Trimmed:
                         "a tokenizer with a tokenizer.json", "save it with a fast tokenizer first")  # fmt: skip
     whole = _tokenizer_json(config.model) or backend.to_str()
     tokenization = described(whole, "model")
+    _check_file(backend, tokenization, config.model)
     contract = Contract.of_model(load_config(config.model, key="model"))
     # A prefix and its text are cut as one: what its last word and their first become is in neither of them alone.
     prefixes = list(dict.fromkeys(("", contract.query_prefix, contract.passage_prefix)))
@@ -164,6 +165,20 @@ def _tokenizer_json(model: str) -> str | None:
     path = cached_file(model, "tokenizer.json", _raise_exceptions_for_missing_entries=False,
                        _raise_exceptions_for_connection_errors=False)  # fmt: skip
     return Path(path).read_text("utf-8") if path else None
+
+
+def _check_file(backend: Any, tokenization: Described, model: str) -> None:
+    """Raise UserError where the tokenizer has pieces that its file lacks: a tokenizer_config.json may add some."""
+    more = backend.get_vocab(with_added_tokens=True).items() - {
+        (text, one) for one, text in pieces(tokenization).items()
+    }
+    if more:
+        piece, number = min(more, key=lambda one: one[1])
+        found = (
+            f"{model}, whose tokenizer.json lacks {len(more)} of its tokenizer's pieces, {piece!r} ({number}) the first"
+        )
+        raise UserError("model", found, "a tokenizer.json with all of them",
+                        "load it with AutoTokenizer and save it with save_pretrained first")  # fmt: skip
 
 
 def _difference(model: str, trimmed: Path, pairs: list[tuple[str, str]]) -> float:
