@@ -339,6 +339,7 @@ def test_a_depth_and_contexts_matter_only_where_a_first_stage_has_a_depth(
         ("cut.csv.gz", gzip.compress(b"question,answer,doc_id,doc\nq,a,d,text\n" * 50)[:-12]),
         ("false.csv.gz", b"question,answer,doc_id,doc\nq,a,d,text\n"),
     ],
+    ids=["cut", "false"],
 )
 def test_a_set_that_cannot_be_read_to_its_end_is_told(
     settings: Callable[..., EvaluateConfig], tmp_path: Path, models: Path, name: str, content: bytes

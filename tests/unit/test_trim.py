@@ -465,6 +465,7 @@ def test_every_form_of_texts_is_read_to_the_last_text(tmp_path: Path) -> None:
         ("first.tsv", "1\tfünf\n".encode("latin-1"), r"first\.tsv:1: found bytes that are not UTF-8"),
         ("latin.jsonl", '{"text": "fünf"}\n'.encode("latin-1"), r"latin\.jsonl"),
     ],
+    ids=["cut", "no gzip", "latin tsv", "its first line", "latin lines"],
 )
 def test_texts_that_cannot_be_read_are_told(name: str, content: bytes, said: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
