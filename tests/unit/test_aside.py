@@ -42,9 +42,11 @@ def test_a_call_that_fails_is_told_of_and_ends_the_others() -> None:
 
 
 def test_behind_a_full_queue_the_last_call_is_made_or_missed() -> None:
-    go, made = threading.Event(), []
+    begun, go, made = threading.Event(), threading.Event(), []
     aside = Aside("test", made.append, lambda: None, most=2)
-    for _ in range(4):
+    aside.do(lambda: begun.set() or go.wait())
+    begun.wait()  # from here on nothing is taken from the queue
+    for _ in range(3):
         aside.do(go.wait)
     threading.Timer(0.2, go.set).start()
     assert aside.close(lambda: made.append("last"), 30)
