@@ -336,7 +336,7 @@ def test_a_depth_and_contexts_matter_only_where_a_first_stage_has_a_depth(
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("cut.csv.gz", gzip.compress(b"question,answer,doc_id,doc\nq,a,d,text\n" * 50)[:-12]),
+        ("cut.csv.gz", gzip.compress(b"question,answer,doc_id,doc\nq,a,d,text\n" * 50, mtime=0)[:-12]),
         ("false.csv.gz", b"question,answer,doc_id,doc\nq,a,d,text\n"),
     ],
     ids=["cut", "false"],
