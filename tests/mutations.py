@@ -862,6 +862,91 @@ MUTATIONS = [
         "        self._make(self._last)", "        self.over or self._make(self._last)",
         "tests/unit/test_aside.py::test_a_call_that_fails_is_told_of_and_ends_the_others",
     ),
+    Mutation(
+        "pieces of a model's prefixes are trimmed away", "export/trim.py",
+        'dict.fromkeys(("", contract.query_prefix, contract.passage_prefix))', 'dict.fromkeys(("",))',
+        "tests/unit/test_trim.py::test_prefixes_of_the_model_keep_their_pieces_before_every_text",
+    ),
+    Mutation(
+        "a training without the prefix of its queries", "data/tokenize.py",
+        "texts = [self.contract.query_prefix + query, *self._prefixed(passages)]",
+        "texts = [query, *self._prefixed(passages)]",
+        "tests/distributed/test_texts.py::test_a_training_with_prefixes_is_that_on_texts_that_have_them[1]",
+    ),
+    Mutation(
+        "passages are not cut to their own length", "data/tokenize.py",
+        "passage.truncate(self.contract.passage_max_length)", "pass",
+        "tests/unit/test_tokenize.py::test_a_passage_is_cut_to_its_own_length_first",
+    ),
+    Mutation(
+        "a plan by tokens counts texts without their prefixes", "data/lengths.py",
+        "[self.passage_prefix + passage for passage", "[passage for passage",
+        "tests/unit/test_stream.py::test_the_lengths_that_a_plan_counts_are_those_of_the_pairs_that_are_shown",
+    ),
+    Mutation(
+        "a plan by tokens takes the lengths of other prefixes", "data/tokenize.py",
+        "if not any(prefixes):", "if True:",
+        "tests/unit/test_lengths.py::test_texts_count_behind_their_prefixes_and_other_lengths_stay",
+    ),
+    Mutation(
+        "a plan by tokens does not know how passages are cut", "data/tokenize.py",
+        "passage = min(passage, self.contract.passage_max_length)\n        return min(",
+        "pass\n        return min(",
+        "tests/unit/test_tokenize.py::test_the_length_of_a_pair_is_known_from_those_of_its_texts",
+    ),
+    Mutation(
+        "a training goes on with another prefix", "checks.py",
+        '"data.query_prefix", "data.passage_prefix",', '"data.passage_prefix",',
+        "tests/distributed/test_texts.py::test_resume_with_other_prefixes_or_lengths_is_refused",
+    ),
+    Mutation(
+        "an export forgets what stands before texts", "export/huggingface.py",
+        "contract = Contract.of_settings(data)",
+        "contract = Contract(data['max_length'], data['query_max_length'], data['truncation'])",
+        "tests/distributed/test_texts.py::test_a_training_with_prefixes_is_that_on_texts_that_have_them[1]",
+    ),
+    Mutation(
+        "sentence-transformers is not told of the prefix", "export/directory.py",
+        "            _write_prompt(staging, prefix)\n", "",
+        "tests/unit/test_export.py::test_cross_encoder_puts_the_querys_prefix_by_itself_and_is_given_the_passages",
+    ),
+    Mutation(
+        "the end of a long passage is in no window", "data/windows.py",
+        "for number in range(steps + 1))", "for number in range(steps))",
+        "tests/unit/test_windows.py::test_what_stands_at_the_end_of_a_long_passage_is_found_in_windows_and_not_by_truncation",
+    ),
+    Mutation(
+        "windows leave a gap", "data/windows.py",
+        "steps = -(-behind // (size - min(overlap, size // 2)))", "steps = -(-behind // (size + 1))",
+        "tests/unit/test_windows.py::test_windows_cover_every_token_in_order_and_are_as_few_as_will_do",
+    ),
+    Mutation(
+        "later windows lack the passage's prefix", "data/windows.py",
+        "prefix = min(uncut.prefix, kept - 1)", "prefix = 0 * min(uncut.prefix, kept - 1)",
+        "tests/unit/test_windows.py::test_every_window_begins_with_the_passages_prefix",
+    ),
+    Mutation(
+        "a window's score that is no number is passed over", "model/windows.py",
+        "values_W = np.where(np.isfinite(values_W), values_W, np.float32(np.nan))",
+        "values_W = np.where(np.isfinite(values_W), values_W, np.float32(-99))",
+        "tests/unit/test_windows.py::test_no_window_hides_a_score_that_is_not_a_number",
+    ),
+    Mutation(
+        "ranks score the first window of each passage alone", "evaluate/systems.py",
+        "layout = Layout([sizes for share in crew.gather(sizes_of(own)) for sizes in share])",
+        "layout = Layout([(1, sizes[1]) for share in crew.gather(sizes_of(own)) for sizes in share])",
+        "tests/unit/test_crew.py::test_every_pair_is_scored_once_and_to_the_same_bits_on_any_number_of_ranks",
+    ),
+    Mutation(
+        "all long passages are held at once", "model/reranker.py",
+        "(self.long.windows and characters > CHARACTERS)", "False",
+        "tests/unit/test_windows.py::test_long_passages_are_tokenized_a_few_at_a_time",
+    ),
+    Mutation(
+        "an evaluation takes over scores of other windows", "evaluate/fingerprint.py",
+        "return [config.max_length, *long_of(config).values()]", "return [config.max_length]",
+        "tests/unit/test_report.py::test_scores_of_another_version_device_or_precision_are_not_taken_over",
+    ),
 ]  # fmt: skip
 
 

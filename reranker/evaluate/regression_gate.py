@@ -17,7 +17,7 @@ import numpy as np
 from reranker.errors import UserError
 from reranker.evaluate.measures import measure
 from reranker.evaluate.metrics import Estimate, estimate_difference
-from reranker.evaluate.statistics import holm, p_value
+from reranker.evaluate.statistics import holm, p_value, told_p
 
 FILE = "gate.json"
 """A verdict as JSON, in the directory of an exported model."""
@@ -109,7 +109,7 @@ class Verdict:
         """Where it fails, in words, the largest loss first; "" where it does not."""
         failed = sorted((one for one in self.sets if not one.passed), key=lambda one: -one.drop)
         lost = ", ".join(
-            f"{one.drop:.4f} {self.rule.metric} on {one.name} ({one.base:.4f} to {one.model:.4f}, p {one.p_holm:.3f})"
+            f"{one.drop:.4f} {self.rule.metric} on {one.name} ({one.base:.4f} to {one.model:.4f}, {told_p(one.p_holm)})"
             for one in failed
         )
         return f"loses {lost}" if lost else ""

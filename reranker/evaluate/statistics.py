@@ -91,3 +91,8 @@ def estimate_over_sets(samples: Sequence[Sample], resamples: int = 2000, seed: i
         means.append(np.mean((weights_RC @ sums_SC.T) / (weights_RC @ counts_SC.T), axis=1))
     low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
     return Estimate(value, float(low), float(high))
+
+
+def told_p(p: float) -> str:
+    """A p-value as tables have it. That of a randomisation test is never 0."""
+    return "p < 0.001" if p < 0.001 else f"p {p:.3f}"

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
 from reranker.evaluate.measures import AMONG_CONTEXTS
+from reranker.evaluate.statistics import told_p
 
 COLOURS = {"without-reranker": "#6b7280", "base": "#2563a8", "fine-tuned": "#c2410c", "fused": "#7c3aed"}
 COLUMNS = 3
@@ -165,7 +166,7 @@ def described(about: Mapping[str, Any], details: Mapping[str, Any]) -> str:
 
 
 def _parts(found: Mapping[str, float], form: str) -> tuple[str, str]:
-    p = f", p {found['p_holm']:.3f}" if "p_holm" in found else ""
+    p = f", {told_p(found['p_holm'])}" if "p_holm" in found else ""
     return form.format(found["value"]), f"[{form.format(found['low'])}, {form.format(found['high'])}]{p}"
 
 

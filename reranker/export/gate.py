@@ -18,6 +18,7 @@ from reranker.errors import UserError
 from reranker.evaluate.crew import Alone
 from reranker.evaluate.guard_sets import guard_sets
 from reranker.evaluate.regression_gate import Verdict
+from reranker.evaluate.statistics import told_p
 from reranker.evaluate.table import title
 from reranker.export.card_words import Words
 from reranker.model.reranker import device_and_precision
@@ -95,7 +96,7 @@ def section(verdict: Verdict, say: Words) -> str:
         low, high = one.difference.low, one.difference.high
         difference = f"{one.difference.value:+.4f} [{low:+.4f}, {high:+.4f}]"
         lines.append(f"| {one.name} | {one.queries:,} | {one.base:.4f} | {one.model:.4f} | {difference} | "
-                     f"{one.p_holm:.3f} | {told[one.passed]} |")  # fmt: skip
+                     f"{told_p(one.p_holm).removeprefix('p ')} | {told[one.passed]} |")  # fmt: skip
     return "\n".join([*lines, "", say("gate.figures", measured=verdict.measured)])
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from reranker.data.tokenize import Contract
 from reranker.evaluate.regression_gate import Verdict
+from reranker.evaluate.statistics import told_p
 from reranker.export import gate, passages
 from reranker.export.card_training import training_rows
 from reranker.export.card_words import LANGUAGES, Words
@@ -241,7 +242,7 @@ def _interval(cell: Mapping[str, float] | None, form: str) -> str:
     if not cell:
         return ""
     low, high = (form.format(cell[side]) if side in cell else "" for side in ("low", "high"))
-    p = f", p {cell['p_holm']:.3f}" if "p_holm" in cell else ""
+    p = f", {told_p(cell['p_holm'])}" if "p_holm" in cell else ""
     return form.format(cell["value"]) + (f" [{low}, {high}]" if low and high else "") + p
 
 

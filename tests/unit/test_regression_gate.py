@@ -63,7 +63,7 @@ def test_a_large_loss_on_one_set_is_not_made_up_for_by_a_gain_on_another() -> No
                     [drop(0.700, 0.705, name="won"), drop(0.800, 0.653, name="lost"), drop(0.5, 0.495, name="little")])  # fmt: skip
     assert [one.passed for one in verdict.sets] == [True, False, True]
     assert not verdict.passed
-    assert verdict.losses() == "loses 0.1470 ndcg@10 on lost (0.8000 to 0.6530, p 0.001)"
+    assert verdict.losses() == "loses 0.1470 ndcg@10 on lost (0.8000 to 0.6530, p < 0.001)"
     better = judge(Rule("ndcg@10", 0.01), "base", "here", [drop(0.7, 0.9)])
     assert (better.passed, better.losses()) == (True, "")
 
