@@ -186,8 +186,23 @@ MUTATIONS = [
     ),
     Mutation(
         "packed pairs see each other", "model/unpad.py",
-        "lengths = cu_seq_lens_q.diff().tolist()", "lengths = [query.shape[2]]",
+        "asking, asked = cu_q.diff().tolist(), cu_k.diff().tolist()", "asking, asked = [len(q_QHW)], [len(k_THW)]",
         "tests/unit/test_unpad.py::test_no_pair_sees_another",
+    ),
+    Mutation(
+        "all tokens of the last layer are computed, though one of each pair is read", "model/unpad.py",
+        "attention.output(out_1TH[:, starts_N], hidden_states[:, starts_N])", "attention.output(out_1TH, hidden_states)",
+        "tests/unit/test_unpad.py::test_a_packed_micro_batch_computes_its_tokens_and_no_more",
+    ),
+    Mutation(
+        "a CPU trains in float32 though it multiplies bfloat16", "checks.py",
+        "Precision.bf16 if bf16_processor else Precision.fp32", "Precision.fp32",
+        "tests/unit/test_config.py::test_auto_is_bf16_on_a_cpu_that_has_its_products",
+    ),
+    Mutation(
+        "freed memory goes back to the system", "train/memory.py",
+        "mallopt(_MMAP_THRESHOLD, _LARGEST) and mallopt(_TRIM_THRESHOLD, -1)", "True",
+        "tests/unit/test_memory.py::test_freed_blocks_are_not_cleared_anew",
     ),
     Mutation(
         "positions run on from pair to pair", "model/unpad.py",
@@ -196,7 +211,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the score is read behind a pair's last token", "model/unpad.py",
-        'starts_N = kwargs["cu_seq_lens_q"][:-1]', 'starts_N = kwargs["cu_seq_lens_q"][1:] - 1',
+        "starts_N = cu_seq_lens_q[:-1].long()", "starts_N = (cu_seq_lens_q[1:] - 1).long()",
         "tests/unit/test_unpad.py::test_packed_scores_and_gradients_equal_float64_as_the_padded_do",
     ),
     Mutation(
@@ -704,7 +719,7 @@ MUTATIONS = [
     ),
     Mutation(
         "every rank scores every batch", "evaluate/systems.py",
-        "batches = deal(reranker.batches(lengths), crew.rank, crew.world)", "batches = reranker.batches(lengths)",
+        "batches = deal(reranker.batches(layout.lengths), crew.rank, crew.world)", "batches = reranker.batches(layout.lengths)",
         "tests/unit/test_crew.py::test_every_pair_is_scored_once_and_to_the_same_bits_on_any_number_of_ranks",
     ),
     Mutation(
