@@ -55,6 +55,9 @@ class Pair:
     ids: list[int]
     types: list[int]
 
+    def __len__(self) -> int:
+        return len(self.ids)
+
 
 class PairTokenizer:
     """Encodes queries with their passages under a contract.

@@ -1,27 +1,23 @@
 """The systems of an evaluation that score: each is a row of the table.
 
-A system has a name and scores pairs; that is all that another one (another library's reranker, a service) must bring.
-The pairs of a reranker of ours are shared by the ranks batch by batch: the batches are those of one process, whatever
-the number of ranks, so that each score is the same to the last bit where a batch's product is (on a CPU, with as many
-threads).
+A system has a name, scores the candidates of queries, and says what its scores depend on, so that they can be kept.
+Those that are models of this process (ours, another library's, an ONNX file) share their pairs among the ranks batch by
+batch: the batches are those of one process, whatever the number of ranks, so that each score is the same to the last
+bit where a batch's product is (on a CPU, with as many threads).
 """
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence, Sized
+from typing import Any, Protocol
 
 import numpy as np
 
-from reranker.config.models import EvaluateConfig
-from reranker.evaluate.crew import Crew, deal
-from reranker.model.reranker import WINDOW, Reranker
+from reranker.evaluate.crew import Alone, Crew, deal
+from reranker.model.reranker import WINDOW, refuse_lost
 
 BASE, TUNED = "base", "fine-tuned"
-KEYS = {BASE: "base", TUNED: "model"}
-"""The key of the settings that names a system's model."""
 WARMING = 2
 """Queries that are scored before a latency is measured."""
 Pairs = Sequence[tuple[str, str]]
@@ -32,79 +28,96 @@ class System(Protocol):
 
     Attributes:
         name: what the table calls it.
+        identity: all that its scores depend on beside the texts, as a JSON value: equal ones have equal scores.
+        told: how it scores, in words for the report; "": as the report says of all.
     """
 
     @property
     def name(self) -> str: ...
+    @property
+    def identity(self) -> Mapping[str, Any]: ...
+    @property
+    def told(self) -> str: ...
 
-    def score(self, pairs: Pairs, crew: Crew, advance: Callable[[int], object]) -> np.ndarray:
-        """scores_N of N (query, passage) pairs, alike on every rank. A collective call; `advance` hears of N pairs."""
+    def check(self) -> None:
+        """Raise UserError for what would keep it from scoring, before any system scores."""
+        ...
+
+    def score(self, queries: Sequence[Pairs], crew: Crew, advance: Callable[[int], object]) -> np.ndarray:
+        """scores_N of the N (query, passage) pairs of all queries, alike on every rank. A collective call.
+
+        `advance` hears of N pairs.
+        """
         ...
 
     def score_alone(self, pairs: Pairs) -> np.ndarray:
-        """The same on one rank by itself: what a query waits for."""
+        """The same of one query, on one rank by itself: what a query waits for."""
         ...
 
 
-class RerankerSystem:
-    """A model directory or hub name of ours, loaded when it first scores."""
+class Scorer(Protocol):
+    """A model of this process; `model.reranker.Reranker` is one. What it encodes to is batched by its length.
 
-    def __init__(self, name: str, config: EvaluateConfig, device: str) -> None:
-        self.name = name
-        self._config, self._device = config, device
-        self._reranker: Reranker | None = None
+    Attributes:
+        path: what errors call it.
+    """
 
-    def score(self, pairs: Pairs, crew: Crew, advance: Callable[[int], object]) -> np.ndarray:
-        reranker = crew.together(self._load)
-        return crew.together(lambda: score_together(reranker, pairs, crew, advance))
+    @property
+    def path(self) -> str: ...
+    def encode(self, pairs: Pairs) -> Sequence[Sized]: ...
+    def batches(self, lengths: Sequence[int]) -> list[list[int]]: ...
+    def forward(self, batch: Sequence[Any]) -> np.ndarray: ...
+
+
+class ModelSystem:
+    """A system that is a model of this process. Each rank loads it when it first scores."""
+
+    def __init__(self, name: str, load: Callable[[], Scorer], identity: Mapping[str, Any], told: str = "") -> None:
+        self.name, self.identity, self.told = name, identity, told
+        self._load = load
+        self._scorer: Scorer | None = None
+
+    def check(self) -> None:
+        """A model that does not load is told when it is loaded: that takes as long as it takes."""
+
+    def score(self, queries: Sequence[Pairs], crew: Crew, advance: Callable[[int], object]) -> np.ndarray:
+        scorer = crew.together(self._loaded)
+        pairs = [pair for of_query in queries for pair in of_query]
+        return crew.together(lambda: score_together(scorer, pairs, crew, advance))
 
     def score_alone(self, pairs: Pairs) -> np.ndarray:
-        return self._load().score_pairs(pairs)
+        return score_together(self._loaded(), pairs, Alone(), lambda done: None)
 
-    def _load(self) -> Reranker:
-        if self._reranker is None:
-            key, config = KEYS[self.name], self._config
-            path = getattr(config, key)
-            self._reranker = Reranker(
-                path, device=self._device, precision=config.precision.value, max_length=config.max_length,
-                batch_tokens=config.batch_tokens, packing=config.packing.value, untrained_head=key == "base", key=key,
-            )  # fmt: skip
-            if self._reranker.fresh_head:
-                print(f"note: base={path} has no score head; its row is that of a randomly drawn one", file=sys.stderr)
-        return self._reranker
+    def _loaded(self) -> Scorer:
+        if self._scorer is None:
+            self._scorer = self._load()
+        return self._scorer
 
 
-def systems_of(config: EvaluateConfig, device: str) -> list[System]:
-    """The systems that the settings name, in the order of their rows."""
-    return [RerankerSystem(name, config, device) for name, key in KEYS.items() if getattr(config, key) is not None]
-
-
-def score_together(
-    reranker: Reranker, pairs: Pairs, crew: Crew, advance: Callable[[int], object]
-) -> np.ndarray:  # fmt: skip
-    """`reranker.score_pairs`, each batch of it on one rank. Raises UserError for a score that is not finite."""
-    scores_N = np.empty(len(pairs), dtype=np.float32)
+def score_together(scorer: Scorer, pairs: Pairs, crew: Crew, advance: Callable[[int], object]) -> np.ndarray:
+    """scores_N of N pairs, each batch on one rank. Raises UserError for a score that is not finite."""
+    scores_N = np.empty(len(pairs))
     for start in range(0, len(pairs), WINDOW):
         window = pairs[start : start + WINDOW]
         # Each rank counts the tokens of its share, and all plan the same batches of all.
         bounds = [len(window) * rank // crew.world for rank in range(crew.world + 1)]
-        own = reranker.encode(window[bounds[crew.rank] : bounds[crew.rank + 1]])
-        lengths = [length for share in crew.gather([len(pair.ids) for pair in own]) for length in share]
-        batches = deal(reranker.batches(lengths), crew.rank, crew.world)
+        own = scorer.encode(window[bounds[crew.rank] : bounds[crew.rank + 1]])
+        lengths = [length for share in crew.gather([len(pair) for pair in own]) for length in share]
+        batches = deal(scorer.batches(lengths), crew.rank, crew.world)
         wanted = sorted(index for batch in batches for index in batch)
         again = [index for index in wanted if not bounds[crew.rank] <= index < bounds[crew.rank + 1]]
-        encoded = dict(zip(again, reranker.encode([window[index] for index in again]), strict=True))
+        encoded = dict(zip(again, scorer.encode([window[index] for index in again]), strict=True))
         encoded |= dict(enumerate(own, bounds[crew.rank]))
         found: list[tuple[list[int], np.ndarray]] = []
         for batch in batches:
-            found.append((batch, reranker.forward([encoded[index] for index in batch])))
+            found.append((batch, scorer.forward([encoded[index] for index in batch])))
             advance(len(batch) * crew.world)
         times_N = np.zeros(len(window), dtype=np.int64)
         for batch, values in (item for share in crew.gather(found) for item in share):
             scores_N[[start + index for index in batch]] = values
             times_N[batch] += 1
         assert (times_N == 1).all(), "a pair that was scored by no rank, or by two"
-    reranker.refuse_lost(scores_N, pairs)
+    refuse_lost(scorer.path, scores_N, pairs)
     return scores_N
 
 

@@ -24,6 +24,7 @@ from reranker.errors import UserError
 from reranker.export.onnx import FILE, quietly
 from reranker.groups import read_groups
 from reranker.model.cross_encoder import score_pairs
+from reranker.model.onnx import onnx_scores, session_of
 
 INT8_FILE = "onnx/model_quantized.onnx"
 GROUPS = 64
@@ -96,30 +97,12 @@ def write_int8(model: Any, tokenizer: Any, contract: Contract, directory: Path, 
         expected = [np.concatenate([score_pairs(model, pack_pairs(batch, encoder.pad_id)).numpy()
                                     for batch in _batches(pairs)]) for pairs in encoded]  # fmt: skip
     session = session_of(path)
-    found = agreement(expected, [onnx_scores(session, pairs, encoder.pad_id) for pairs in encoded])
+    found = agreement(expected, [np.concatenate([onnx_scores(session, batch, encoder.pad_id)
+                                                 for batch in _batches(pairs)]) for pairs in encoded])  # fmt: skip
     if not found.order >= least:  # written so that NaN is refused
         raise UserError("int8", f"a quantised file with {found}", f"{least:.1%} in the same order",
                         "say int8=null, or a lower int8_agreement")  # fmt: skip
     return found
-
-
-def session_of(path: Path, threads: int = 0) -> Any:
-    """An onnxruntime session on the CPU; 0 threads: as many as it takes to be right."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level, options.intra_op_num_threads = 3, threads  # 3: errors
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-
-def onnx_scores(session: Any, pairs: Sequence[Pair], pad_id: int) -> np.ndarray:
-    """scores_N (float32) of N pairs, padded a few at a time."""
-    names, scores = [one.name for one in session.get_inputs()], []
-    for batch in _batches(pairs):
-        ids_NL, types_NL, mask_NL = pack_pairs(batch, pad_id).padded()
-        inputs = {"input_ids": ids_NL, "attention_mask": mask_NL.long(), "token_type_ids": types_NL}
-        scores.append(session.run(["logits"], {name: inputs[name].numpy() for name in names})[0][:, 0])
-    return np.concatenate(scores)
 
 
 def _batches(pairs: Sequence[Pair]) -> list[Sequence[Pair]]:

@@ -93,7 +93,7 @@ class Reranker:
         packed, _ = resolve_packing(packing, model.config, self.device, DTYPES[self.precision], key="packing")
         if packed:
             pack(self.model)
-        self.contract = _contract(model.config, max_length)
+        self.contract = contract_of(model.config, max_length)
         self.tokenizer = PairTokenizer(load_tokenizer(self.path, key=key), self.contract)
 
     def score(self, query: str, passages: Sequence[str]) -> list[float]:
@@ -124,15 +124,8 @@ class Reranker:
                 for batch in self.batches([len(pair.ids) for pair in encoded]):
                     scores_N[[start + index for index in batch]] = self.forward([encoded[index] for index in batch])
                     advance(len(batch))
-        self.refuse_lost(scores_N, pairs)
+        refuse_lost(self.path, scores_N, pairs)
         return scores_N
-
-    def refuse_lost(self, scores_N: np.ndarray, pairs: Sequence[tuple[str, str]]) -> None:
-        """Raise UserError for a score that is not finite."""
-        bad = np.flatnonzero(~np.isfinite(scores_N))
-        if len(bad):
-            raise UserError(self.path, f"{len(bad)} scores that are not finite, the first for {shorten(pairs[bad[0]])}",
-                            "numbers", "score with precision=fp32, and check the weights if they stay")  # fmt: skip
 
     def batches(self, lengths: Sequence[int]) -> list[list[int]]:
         """Indices of pairs of these lengths in the batches that they are scored in."""
@@ -140,12 +133,7 @@ class Reranker:
 
     def encode(self, pairs: Sequence[tuple[str, str]]) -> list[Pair]:
         """The tokens of each pair."""
-        # Neighbours mostly share their query: it is tokenized once for all of them.
-        return [
-            encoded
-            for query, same in itertools.groupby(pairs, key=lambda pair: pair[0])
-            for encoded in self.tokenizer.encode(query, [passage for _, passage in same])
-        ]
+        return encode_pairs(self.tokenizer, pairs)
 
     @torch.inference_mode()
     def forward(self, batch: Sequence[Pair]) -> np.ndarray:
@@ -153,6 +141,24 @@ class Reranker:
         pairs = pack_pairs(batch, self.tokenizer.pad_id).to(self.device)
         scores_N: np.ndarray = score_pairs(self.model, pairs).float().cpu().numpy()
         return scores_N
+
+
+def encode_pairs(tokenizer: PairTokenizer, pairs: Sequence[tuple[str, str]]) -> list[Pair]:
+    """The tokens of each pair."""
+    # Neighbours mostly share their query: it is tokenized once for all of them.
+    return [
+        encoded
+        for query, same in itertools.groupby(pairs, key=lambda pair: pair[0])
+        for encoded in tokenizer.encode(query, [passage for _, passage in same])
+    ]
+
+
+def refuse_lost(path: str, scores_N: np.ndarray, pairs: Sequence[tuple[str, str]]) -> None:
+    """Raise UserError, about the model `path`, for a score that is not finite."""
+    bad = np.flatnonzero(~np.isfinite(scores_N))
+    if len(bad):
+        raise UserError(path, f"{len(bad)} scores that are not finite, the first for {shorten(pairs[bad[0]])}",
+                        "numbers", "score with precision=fp32, and check the weights if they stay")  # fmt: skip
 
 
 def normalize(scores: Sequence[float] | np.ndarray) -> list[float]:
@@ -253,12 +259,12 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _contract(config: Any, max_length: int | None) -> Contract:
+def contract_of(config: Any, max_length: int | None, key: str = "max_length") -> Contract:
     """The model's own contract, or one of `max_length`, no longer than the model has positions for."""
     limit = positions(config)
     if max_length is not None and not 8 <= max_length <= (limit or max_length):
         most = f" and at most {limit}, the model's positions" if limit else ""
-        raise UserError("max_length", str(max_length), f"8 or more{most}", "change the value")
+        raise UserError(key, str(max_length), f"8 or more{most}", "change the value")
     contract = Contract.of_model(config, max_length)
     return Contract.of_model(config, limit) if limit and contract.max_length > limit else contract
 

@@ -14,9 +14,6 @@ from reranker.config.models import EvaluateConfig
 from reranker.evaluate import page as page_module
 from reranker.evaluate.page import RANKS, page
 from reranker.evaluate.report import evaluate_command
-from tests.unit.test_report import inputs, models
-
-__all__ = ["inputs", "models"]
 
 HOSTILE = '</script><script>alert("1")</script><img src=x onerror=alert(2)> & \u2028 "<!--'
 
@@ -111,7 +108,7 @@ def test_a_text_is_a_text_whatever_it_holds(report: Path) -> None:
     rows, details, queries, passages = saved(report)
     queries[0]["query"] = HOSTILE
     passages[0]["text"] = HOSTILE
-    details["inputs"] = {HOSTILE: {"path": HOSTILE, "sha256": "0" * 64}}
+    details["inputs"] = {HOSTILE: {"name": HOSTILE, "sha256": "0" * 64}}
     text = page(rows, details, queries, passages, HOSTILE)
     found = Document(text)
     assert len(found.scripts) == 2
