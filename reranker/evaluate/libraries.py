@@ -76,7 +76,8 @@ class CrossEncoderScorer(_Library):
     def forward(self, batch: Sequence[TextPair]) -> np.ndarray:
         """scores_N of one batch."""
         pairs = [(pair.query, pair.passage) for pair in batch]
-        scores_N: np.ndarray = self._encoder.predict(pairs, batch_size=len(pairs), show_progress_bar=False)
+        with _failures_told("sentence-transformers", self.path):
+            scores_N: np.ndarray = self._encoder.predict(pairs, batch_size=len(pairs), show_progress_bar=False)
         return scores_N
 
 
@@ -100,8 +101,10 @@ class FlagScorer(_Library):
 
     def forward(self, batch: Sequence[TextPair]) -> np.ndarray:
         """scores_N of a few batches."""
-        with contextlib.redirect_stderr(io.StringIO()):  # a bar of each call
-            return np.array(self._reranker.compute_score([(pair.query, pair.passage) for pair in batch]))
+        pairs = [(pair.query, pair.passage) for pair in batch]
+        # Each call would show bars of its own.
+        with _failures_told("FlagEmbedding", self.path), contextlib.redirect_stderr(io.StringIO()):
+            return np.array(self._reranker.compute_score(pairs))
 
 
 def _refuse_other_heads(model: Any, labels: int, name: str, key: str) -> None:
@@ -132,5 +135,18 @@ def _refusals_told(library: str, name: str, device: str, key: str) -> Iterator[N
         raise UserError(f"{key}.kind", f"{library}, which cannot be imported ({shorten(error, 160)})",
                         "a version that goes with the others", "see the extras of ko-reranker") from error  # fmt: skip
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        fix = "check the name and the network"
+        if "trust_remote_code" in str(error):
+            fix = "name another model, or let sentence-transformers run its code by trust_remote_code=true"
         raise UserError(f"{key}.model", f"{name}, which {library} does not load ({shorten(error, 160)})",
-                        "a model of its kind", "check the name and the network") from error  # fmt: skip
+                        "a model of its kind", fix) from error  # fmt: skip
+
+
+@contextlib.contextmanager
+def _failures_told(library: str, name: str) -> Iterator[None]:
+    """Raise a UserError where the library does not score: their errors have no class in common."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(name, f"pairs that {library} does not score ({shorten(error, 160)})", "scores",
+                        "change max_length or batch_size") from error  # fmt: skip

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from reranker.errors import UserError
 from reranker.evaluate.crew import Alone, Crew, deal
 from reranker.model.reranker import WINDOW, refuse_lost
 
@@ -95,7 +96,10 @@ class ModelSystem:
 
 
 def score_together(scorer: Scorer, pairs: Pairs, crew: Crew, advance: Callable[[int], object]) -> np.ndarray:
-    """scores_N of N pairs, each batch on one rank. Raises UserError for a score that is not finite."""
+    """scores_N of N pairs, each batch on one rank.
+
+    Raises UserError, on every rank, for a score that is not finite and for what `scorer` raises it for.
+    """
     scores_N = np.empty(len(pairs))
     for start in range(0, len(pairs), WINDOW):
         window = pairs[start : start + WINDOW]
@@ -109,11 +113,19 @@ def score_together(scorer: Scorer, pairs: Pairs, crew: Crew, advance: Callable[[
         encoded = dict(zip(again, scorer.encode([window[index] for index in again]), strict=True))
         encoded |= dict(enumerate(own, bounds[crew.rank]))
         found: list[tuple[list[int], np.ndarray]] = []
-        for batch in batches:
-            found.append((batch, scorer.forward([encoded[index] for index in batch])))
-            advance(len(batch) * crew.world)
+        mistake: UserError | None = None
+        try:
+            for batch in batches:
+                found.append((batch, scorer.forward([encoded[index] for index in batch])))
+                advance(len(batch) * crew.world)
+        except UserError as error:
+            mistake = error
+        shares = crew.gather((found, mistake))
+        for _, told in shares:
+            if told is not None:  # raised by every rank: none waits for one that has left
+                raise told
         times_N = np.zeros(len(window), dtype=np.int64)
-        for batch, values in (item for share in crew.gather(found) for item in share):
+        for batch, values in (item for share, _ in shares for item in share):
             scores_N[[start + index for index in batch]] = values
             times_N[batch] += 1
         assert (times_N == 1).all(), "a pair that was scored by no rank, or by two"
