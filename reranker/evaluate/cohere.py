@@ -93,6 +93,7 @@ class CohereSystem:
 
     def _ask(self, missing: Mapping[str, tuple[str, list[str]]], advance: Callable[[int], object]) -> float:
         """Make calls and keep their answers; the search units that they were billed. Raises UserError."""
+        self._opened()  # by one thread
         units = 0.0
         running: dict[Future[Answer], str] = {}
 

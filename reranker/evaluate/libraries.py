@@ -71,7 +71,7 @@ class CrossEncoderScorer(_Library):
                 trust_remote_code=config.trust_remote_code,
             )  # fmt: skip
         self.path, self._together = config.model, config.batch_size
-        _refuse_other_heads(self._encoder.model, self._encoder.num_labels, config.model, key)
+        _refuse_unfit(self._encoder.model, self._encoder.tokenizer, self._encoder.num_labels, config.model, key)
 
     def forward(self, batch: Sequence[TextPair]) -> np.ndarray:
         """scores_N of one batch."""
@@ -97,7 +97,8 @@ class FlagScorer(_Library):
         if precision is Precision.fp32:
             self._reranker.model.float()  # transformers 5 keeps the type of the files, which may be another
         self.path, self._together = config.model, config.batch_size * BATCHES
-        _refuse_other_heads(self._reranker.model, self._reranker.model.config.num_labels, config.model, key)
+        model = self._reranker.model
+        _refuse_unfit(model, self._reranker.tokenizer, model.config.num_labels, config.model, key)
 
     def forward(self, batch: Sequence[TextPair]) -> np.ndarray:
         """scores_N of a few batches."""
@@ -107,11 +108,14 @@ class FlagScorer(_Library):
             return np.array(self._reranker.compute_score(pairs))
 
 
-def _refuse_other_heads(model: Any, labels: int, name: str, key: str) -> None:
-    """Raise UserError for a classifier of several classes, and where the score head was drawn just now.
+def _refuse_unfit(model: Any, tokenizer: Any, labels: int, name: str, key: str) -> None:
+    """Raise UserError for a classifier of several classes, a score head drawn just now and a tokenizer without pieces.
 
-    transformers draws one for an encoder without a word that these libraries would hand on.
+    transformers draws the one for an encoder, and makes the other without files, and these libraries score with them.
     """
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise UserError(f"{key}.model", f"{name} without the files of its tokenizer", "a tokenizer.json beside the "
+                        "weights", "save the tokenizer there as well")  # fmt: skip
     if labels != 1:
         raise UserError(f"{key}.model", f"{name}, which gives {labels} numbers a pair", "a reranker, which gives one",
                         "name another model")  # fmt: skip
