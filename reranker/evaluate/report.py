@@ -1,4 +1,4 @@
-"""`reranker evaluate`: first stage, base and fine-tuned reranker, and their fusion, on one set of queries or several.
+"""`reranker evaluate`: first stage, base and fine-tuned reranker, their fusion, and other systems, on sets of queries.
 
 In: an `EvaluateConfig`. Out: a table on standard output and, in the output directory, table.json, table.md, table.png,
 report.html, queries.jsonl, passages.jsonl and details.json. details.json is written last and names the others' sha256:
@@ -21,9 +21,10 @@ from reranker.evaluate.crew import Crew, meet
 from reranker.evaluate.evaluating import Evaluation, evaluate
 from reranker.evaluate.fingerprint import Scores, digest, environment_of, inputs_of, settings_of
 from reranker.evaluate.measures import measure
+from reranker.evaluate.others import inputs_of_systems, other_systems, read_systems
+from reranker.evaluate.own import own_systems
 from reranker.evaluate.page import page
 from reranker.evaluate.sets import EvaluationSet, sets_of
-from reranker.evaluate.systems import systems_of
 from reranker.files import atomic_open, sha256, write_json, write_text
 
 FILES = ("table.json", "table.md", "table.png", "report.html", "queries.jsonl", "passages.jsonl", "details.json")
@@ -41,11 +42,15 @@ def _evaluate(config: EvaluateConfig, crew: Crew, device: str) -> int:
     known = crew.from_first(lambda: _saved(output, "details.json") or {})
     sets = crew.together(lambda: sets_of(config))
     crew.together(lambda: _refuse_overwriting(output, sets))
-    inputs = crew.from_first(lambda: inputs_of(config, sets, known.get("inputs") or {}))
+    named = crew.together(lambda: read_systems(config))
+    before = known.get("inputs") or {}
+    inputs = crew.from_first(lambda: inputs_of(config, sets, before) | inputs_of_systems(named, before))
     environment = crew.together(lambda: environment_of(config))
+    others = crew.together(lambda: other_systems(named, config, device, inputs))
     contents = {name: entry["sha256"] for name, entry in inputs.items()}
     of_sets = [one.settings() for one in sets]
-    fingerprint = digest([environment, settings_of(config), contents, of_sets])
+    of_systems = [[[system.name, system.identity] for system in others]] if others else []
+    fingerprint = digest([environment, settings_of(config), contents, of_sets, *of_systems])
     same = output is not None and not config.force and known.get("fingerprint") == fingerprint
     if same and crew.from_first(lambda: output is not None and _whole(output, known)):
         if crew.first:
@@ -54,7 +59,8 @@ def _evaluate(config: EvaluateConfig, crew: Crew, device: str) -> int:
             print(f"inputs unchanged: this is the table saved in {output}; force=true evaluates again")
         return 0
     cache = Scores(output, read=not config.force)
-    found = evaluate(config, sets, systems_of(config, device), inputs, environment, cache, crew, device)
+    systems = [*own_systems(config, device, environment, inputs), *others]
+    found = evaluate(config, sets, systems, inputs, cache, crew, device)
     crew.together(lambda: _tell(output, found, fingerprint, environment, inputs, config.model))
     return 0
 

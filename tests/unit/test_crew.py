@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from reranker.errors import UserError
 from reranker.evaluate.crew import Alone, deal
 from reranker.evaluate.systems import score_together
 from reranker.model import reranker as scoring
@@ -87,6 +88,25 @@ def test_every_pair_is_scored_once_and_to_the_same_bits_on_any_number_of_ranks(
         found = on_ranks(world, lambda crew: score_together(reranker, PAIRS, crew, calls[crew.rank].append))  # noqa: B023
         assert all((scores == expected).all() for scores in found)
         assert sum(count // world for of_rank in calls for count in of_rank) == len(PAIRS)
+
+
+def test_a_mistake_of_one_rank_is_raised_by_all(reranker: Reranker) -> None:
+    class Refusing:
+        path = "a model"
+        encode, batches = staticmethod(reranker.encode), staticmethod(reranker.batches)
+
+        def forward(self, batch: Any) -> Any:
+            if threading.current_thread().name == "rank 1":
+                raise UserError(self.path, "pairs", "others", "change them")
+            return reranker.forward(batch)
+
+    def job(crew: Thread) -> str:
+        threading.current_thread().name = f"rank {crew.rank}"
+        with pytest.raises(UserError) as caught:
+            score_together(Refusing(), PAIRS, crew, lambda done: None)
+        return str(caught.value)
+
+    assert on_ranks(3, job) == ["a model: found pairs, expected others; change them"] * 3
 
 
 def test_ranks_share_batches_evenly_and_none_is_left_over() -> None:

@@ -11,45 +11,12 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from reranker import __version__
-from reranker.config.common import Device, FirstStageConfig, LongPassages, Precision
+from reranker.config.common import Device, LongPassages, Precision
 from reranker.config.models import EvaluateConfig
 from reranker.errors import UserError
 from reranker.evaluate import report, table
 from reranker.evaluate.report import FILES, evaluate_command
 from tests.tiny import tiny_model
-
-TOPICS = ["창문", "글꼴", "소리", "화면", "파일", "인쇄", "사진", "시계"]
-ACTIONS = ["열기", "닫기", "바꾸기", "지우기"]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("models")
-    tiny_model(directory / "tuned", seed=0)
-    tiny_model(directory / "base", seed=1)
-    return directory
-
-
-@pytest.fixture
-def inputs(tmp_path: Path, models: Path) -> Callable[..., EvaluateConfig]:
-    texts = [(f"{topic}-{action}", f"{topic} {action} 방법을 알려 드립니다") for topic in TOPICS for action in ACTIONS]
-    corpus = [{"id": name, "text": text} for name, text in texts]
-    queries = [
-        {"qid": name, "query": text.replace(" 방법을", ""), "pos": name, "doc": name.split("-")[0]}
-        for name, text in texts
-    ]
-    for name, records in (("corpus", corpus), ("queries", queries)):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-
-    def config(**changes: Any) -> EvaluateConfig:
-        settings: dict[str, Any] = {
-            "model": str(models / "tuned"), "base": str(models / "base"), "corpus": str(tmp_path / "corpus.jsonl"),
-            "queries": str(tmp_path / "queries.jsonl"), "output": str(tmp_path / "report"), "depth": 8, "contexts": 3,
-            "first_stage": FirstStageConfig(analyzer="words"), "resamples": 200,
-        }  # fmt: skip
-        return EvaluateConfig(**settings | changes)
-
-    return config
 
 
 def test_the_table_holds_the_systems_with_their_metrics_and_intervals(
