@@ -11,9 +11,11 @@ import pytest
 
 from reranker.errors import UserError
 from reranker.evaluate.crew import Alone, deal
+from reranker.evaluate.report import alike
 from reranker.evaluate.systems import score_together
 from reranker.model import reranker as scoring
 from reranker.model.reranker import Reranker
+from reranker.model.windows import Whole
 from tests.tiny import tiny_model
 
 PAIRS = [
@@ -90,10 +92,15 @@ def test_every_pair_is_scored_once_and_to_the_same_bits_on_any_number_of_ranks(
         assert sum(count // world for of_rank in calls for count in of_rank) == len(PAIRS)
 
 
-def test_a_mistake_of_one_rank_is_raised_by_all(reranker: Reranker) -> None:
-    class Refusing:
+def test_a_mistake_of_one_rank_is_raised_by_all(rerankers: dict[str, Reranker]) -> None:
+    reranker = rerankers["truncate"]
+
+    class Refusing(Whole):
         path = "a model"
-        encode, batches = staticmethod(reranker.encode), staticmethod(reranker.batches)
+        batches = staticmethod(reranker.batches)
+
+        def encode(self, pairs: Any) -> Any:
+            return reranker.encode(pairs)
 
         def forward(self, batch: Any) -> Any:
             if threading.current_thread().name == "rank 1":
@@ -115,3 +122,23 @@ def test_ranks_share_batches_evenly_and_none_is_left_over() -> None:
         shares = [deal(batches, rank, world) for rank in range(world)]
         assert sorted(batch for share in shares for batch in share) == batches
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_ranks_of_other_versions_are_told_apart_by_all_of_them() -> None:
+    def job(crew: Thread) -> str:
+        own = {"torch": "2.13.0", "transformers": "5.0" if crew.rank == 1 else "5.1"}
+        with pytest.raises(UserError) as caught:
+            alike(crew, own)
+        return str(caught.value)
+
+    first, second, third = on_ranks(3, job)
+    assert (
+        first
+        == third.replace("on rank 2", "on rank 0")
+        == (
+            "environment: found transformers 5.0 on rank 1 and 5.1 on rank 0, expected the same on all ranks; install the same "
+            "versions on all nodes, and choose device and precision"
+        )
+    )
+    assert "transformers 5.1 on rank 0 and 5.0 on rank 1" in second
+    assert on_ranks(3, lambda crew: alike(crew, {"torch": "2.13.0"})) == [{"torch": "2.13.0"}] * 3

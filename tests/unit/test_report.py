@@ -196,3 +196,13 @@ def test_a_report_does_not_overwrite_its_own_queries(inputs: Callable[..., Evalu
     with pytest.raises(UserError, match="which would overwrite queries="):
         evaluate_command(inputs(output=str(tmp_path)))
     assert (tmp_path / "queries.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "kept", [[1], {"inputs": {"model": "x"}}, {"inputs": {"model": {"files": {"a": 1}}}}, {"inputs": [1]}]
+)
+def test_a_file_of_another_form_is_no_report(inputs: Callable[..., EvaluateConfig], tmp_path: Path, kept: Any) -> None:
+    (tmp_path / "report").mkdir(exist_ok=True)
+    (tmp_path / "report" / "details.json").write_text(json.dumps(kept))
+    assert evaluate_command(inputs()) == 0
+    assert "fingerprint" in json.loads((tmp_path / "report" / "details.json").read_text())

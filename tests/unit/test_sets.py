@@ -391,7 +391,7 @@ MISTAKES = {
     "too deep": ({"sets": {"a": "deep.jsonl"}}, "sets.a.path: found deep.jsonl, whose name and first line tell no form, expected groups, BEIR, TREC, MTEB's reranking, a csv, or corpus and queries; say sets.a.form=..."),
     "columns": ({"sets": {"a": "columns.csv"}}, "columns.csv: found columns ['question', 'doc'], expected question, answer, doc_id, doc; check how the file was made"),
     "metric": ({"sets": {"a": "beir"}, "metrics": ["mrr", "ndcg@x"]}, "metrics: found 'ndcg@x', expected a number of ranks behind the @; write ndcg@10, for example"),
-    "baseline": ({"sets": {"a": "groups.jsonl"}, "baseline": "base"}, "baseline: found base, expected one of fine-tuned; choose one, or leave it out"),
+    "baseline": ({"sets": {"a": "groups.jsonl"}, "baseline": "base"}, "baseline: found base, expected one of without-reranker, fine-tuned, fused; choose one, or leave it out"),
 }  # fmt: skip
 
 
