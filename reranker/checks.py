@@ -20,7 +20,8 @@ from reranker.errors import UserError, closest, shorten
 ACCEPTABLE = (
     "data.shards", "train.seed", "data.shuffle_block", "batch.groups", "tokenizer", "model", "model.name",
     "model.revision", "data.group_size", "data.positives", "data.short_groups", "data.truncation", "data.max_length",
-    "data.query_max_length", "data.negatives", "loss.labels", "loss.distillation", "loss.temperature", "loss.by_label",
+    "data.query_max_length", "data.passage_max_length", "data.query_prefix", "data.passage_prefix",
+    "data.negatives", "loss.labels", "loss.distillation", "loss.temperature", "loss.by_label",
     "loss.by_teacher", "loss.more", "loss.score_temperature",
 )  # fmt: skip
 """What a resume compares with its checkpoint and refuses unless train.accept names it; the first three decide which
@@ -128,6 +129,7 @@ def check_train(config: TrainConfig) -> None:
     ]
     optional = {
         "data.query_max_length": data.query_max_length,
+        "data.passage_max_length": data.passage_max_length,
         "data.negatives.hardest": data.negatives.hardest,
         "train.max_steps": train.max_steps,
         "train.eval_every": train.eval_every,
@@ -212,6 +214,9 @@ def check_train(config: TrainConfig) -> None:
         found = f"true with train.log_every={train.log_every}"
         raise UserError("guards.skip_spikes", found, "a record of every step, as steps are compared",
                         "say train.log_every=1, or guards.skip_spikes=false")  # fmt: skip
+    if config.gate.sets is not None and data.dev is None:
+        raise UserError("data.dev", "no groups beside gate.sets", "groups that select among the checkpoints that pass",
+                        "say data.dev=dev.jsonl, or leave gate.sets out")  # fmt: skip
     if unknown := [key for key in train.accept if key not in ACCEPTABLE]:
         near = closest(unknown[0], ACCEPTABLE)
         raise UserError("train.accept", unknown[0], f"one of {', '.join(ACCEPTABLE)}",
@@ -235,10 +240,11 @@ def check_tracking(tracking: TrackingConfig) -> None:
 
 
 def resolve_precision(
-    requested: Precision, device: str, stage: int, fp16_on_cpu: bool
+    requested: Precision, device: str, stage: int, fp16_on_cpu: bool, bf16_processor: bool = False
 ) -> tuple[Precision, int, list[str]]:
     """(precision, ZeRO stage, what to tell the user) of a training.
 
+    `bf16_processor`: every rank's processor has matrix products in bf16, which then are what auto means on a CPU.
     A CPU has no fp16 in DeepSpeed; at stage 0 its 16-bit paths train wrongly (an AdamW step with zero
     gradients at start, a loss that is never scaled), so 16 bit at stage 0 becomes stage 1, whose
     arithmetic is the same. Raises UserError for fp16 asked for on a CPU.
@@ -246,9 +252,10 @@ def resolve_precision(
     told = []
     precision = requested
     if requested is Precision.auto:
-        precision = Precision.fp16 if device == "cuda" else Precision.fp32
+        precision = Precision.fp16 if device == "cuda" else Precision.bf16 if bf16_processor else Precision.fp32
         if device == "cpu":
-            told.append("precision=auto: no GPU found, training in fp32")
+            why = ", whose products this processor has" if bf16_processor else ""
+            told.append(f"precision=auto: no GPU found, training in {precision.value}{why}")
     if precision is Precision.fp16 and device == "cpu" and not fp16_on_cpu:
         raise UserError("precision", "fp16 on a CPU", "fp32, bf16 or auto, as DeepSpeed has no fp16 there",
                         "say precision=fp32")  # fmt: skip

@@ -76,10 +76,11 @@ def _train(config: Any) -> int:
     hold()
     # Training ends with an evaluation on the dev groups and an export, both of later layers: joined here.
     from reranker.evaluate.dev import DevEvaluator
+    from reranker.evaluate.guard_sets import guard_sets
     from reranker.export.huggingface import export_run
     from reranker.train.main import train
 
-    return train(config, evaluator=DevEvaluator, export=export_run)
+    return train(config, evaluator=DevEvaluator, guard_sets=guard_sets, export=export_run)
 
 
 def _evaluate(config: Any) -> int:

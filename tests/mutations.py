@@ -186,8 +186,23 @@ MUTATIONS = [
     ),
     Mutation(
         "packed pairs see each other", "model/unpad.py",
-        "lengths = cu_seq_lens_q.diff().tolist()", "lengths = [query.shape[2]]",
+        "asking, asked = cu_q.diff().tolist(), cu_k.diff().tolist()", "asking, asked = [len(q_QHW)], [len(k_THW)]",
         "tests/unit/test_unpad.py::test_no_pair_sees_another",
+    ),
+    Mutation(
+        "all tokens of the last layer are computed, though one of each pair is read", "model/unpad.py",
+        "attention.output(out_1TH[:, starts_N], hidden_states[:, starts_N])", "attention.output(out_1TH, hidden_states)",
+        "tests/unit/test_unpad.py::test_a_packed_micro_batch_computes_its_tokens_and_no_more",
+    ),
+    Mutation(
+        "a CPU trains in float32 though it multiplies bfloat16", "checks.py",
+        "Precision.bf16 if bf16_processor else Precision.fp32", "Precision.fp32",
+        "tests/unit/test_config.py::test_auto_is_bf16_on_a_cpu_that_has_its_products",
+    ),
+    Mutation(
+        "freed memory goes back to the system", "train/memory.py",
+        "mallopt(_MMAP_THRESHOLD, _LARGEST) and mallopt(_TRIM_THRESHOLD, -1)", "True",
+        "tests/unit/test_memory.py::test_freed_blocks_are_not_cleared_anew",
     ),
     Mutation(
         "positions run on from pair to pair", "model/unpad.py",
@@ -196,7 +211,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the score is read behind a pair's last token", "model/unpad.py",
-        'starts_N = kwargs["cu_seq_lens_q"][:-1]', 'starts_N = kwargs["cu_seq_lens_q"][1:] - 1',
+        "starts_N = cu_seq_lens_q[:-1].long()", "starts_N = (cu_seq_lens_q[1:] - 1).long()",
         "tests/unit/test_unpad.py::test_packed_scores_and_gradients_equal_float64_as_the_padded_do",
     ),
     Mutation(
@@ -676,9 +691,15 @@ MUTATIONS = [
     ),
     Mutation(
         "queries of one document change sides apart", "evaluate/statistics.py",
-        "[by_cluster(values_Q, clusters)[0] / (len(values_Q) * len(samples)) for values_Q, clusters in samples]",
-        "[values_Q / (len(values_Q) * len(samples)) for values_Q, clusters in samples]",
+        "members = [np.array([names[name] for name in clusters]) for _, clusters in samples]",
+        "members = [np.arange(len(clusters)) % len(names) for _, clusters in samples]",
         "tests/unit/test_statistics.py::test_queries_of_one_document_change_sides_together",
+    ),
+    Mutation(
+        "queries that several sets share count as if each set had others", "evaluate/statistics.py",
+        "parts_C = (sums_SC / counts_SC.sum(axis=1, keepdims=True)).sum(axis=0) / len(samples)",
+        "parts_C = (sums_SC / counts_SC.sum(axis=1, keepdims=True)).ravel() / len(samples)",
+        "tests/unit/test_statistics.py::test_queries_that_several_sets_share_change_sides_together_and_make_nothing_surer",
     ),
     Mutation(
         "p-values are not corrected for their number", "evaluate/statistics.py",
@@ -691,14 +712,14 @@ MUTATIONS = [
         "tests/unit/test_sets.py::test_a_run_is_ordered_by_its_scores_and_a_query_that_it_lacks_counts_as_zero",
     ),
     Mutation(
-        "the batches of an evaluation depend on the number of ranks", "evaluate/dev.py",
+        "the batches of an evaluation depend on the number of ranks", "evaluate/shared.py",
         "batches = batches_by_tokens(lengths, self._batch_tokens, packed)",
         "batches = batches_by_tokens(lengths, self._batch_tokens // world, packed)",
         "tests/unit/test_dev.py::test_batches_are_the_same_on_any_number_of_ranks_and_no_rank_has_more_than_one_more",
     ),
     Mutation(
         "every rank scores every batch", "evaluate/systems.py",
-        "batches = deal(reranker.batches(lengths), crew.rank, crew.world)", "batches = reranker.batches(lengths)",
+        "batches = deal(reranker.batches(layout.lengths), crew.rank, crew.world)", "batches = reranker.batches(layout.lengths)",
         "tests/unit/test_crew.py::test_every_pair_is_scored_once_and_to_the_same_bits_on_any_number_of_ranks",
     ),
     Mutation(
@@ -747,9 +768,64 @@ MUTATIONS = [
         "tests/unit/test_push.py::test_a_model_that_failed_its_gate_is_pushed_only_by_force",
     ),
     Mutation(
-        "a soup is the one that is worst on dev", "export/soup.py",
-        "alpha = max(alphas, key", "alpha = min(alphas, key",
+        "a soup is the one that is worst on dev", "export/tasting.py",
+        "return max(passing, key", "return min(passing, key",
         "tests/unit/test_soup.py::test_the_best_alpha_on_the_dev_groups_is_taken_and_all_are_told",
+    ),
+    Mutation(
+        "a soup is the best on dev whatever it loses", "export/tasting.py",
+        "passing = [one for one in tasted if one.passed]", "passing = list(tasted)",
+        "tests/unit/test_soup.py::test_with_a_gate_the_best_alpha_is_the_best_of_those_that_pass",
+    ),
+    Mutation(
+        "the base itself is taken for a soup that passes", "export/tasting.py",
+        "if not any(one.alpha for one in passing):", "if not passing:",
+        "tests/unit/test_soup.py::test_where_no_alpha_above_0_passes_all_are_told_and_none_is_written_unless_it_is_to_be_marked",
+    ),
+    Mutation(
+        "a gain on one guard set makes up for a loss on another", "evaluate/regression_gate.py",
+        "return all(one.passed for one in self.sets)", "return any(one.passed for one in self.sets)",
+        "tests/unit/test_regression_gate.py::test_a_large_loss_on_one_set_is_not_made_up_for_by_a_gain_on_another",
+    ),
+    Mutation(
+        "a loss that is not significant is excused unasked", "evaluate/regression_gate.py",
+        "excused = rule.significance is not None and p_holm > rule.significance", "excused = p_holm > (rule.significance or 0.05)",
+        "tests/unit/test_regression_gate.py::test_by_default_a_loss_that_is_not_significant_fails_too_and_with_a_level_it_is_excused",
+    ),
+    Mutation(
+        "a checkpoint that fails its gate ranks by its dev metric", "train/saving.py",
+        'key=lambda one: (not one.get("passed", True), -one["value"])', 'key=lambda one: -one["value"]',
+        "tests/unit/test_saving.py::test_what_fails_its_gate_is_never_the_best_and_ranks_behind_all_that_pass",
+    ),
+    Mutation(
+        "where none passes the best is one that fails", "train/saving.py",
+        'if entry.get("passed", True)', "if True",
+        "tests/unit/test_saving.py::test_what_fails_its_gate_is_never_the_best_and_ranks_behind_all_that_pass",
+    ),
+    Mutation(
+        "a training does not heed its gate", "train/events.py",
+        "verdict is None or verdict.passed)", "True)",
+        "tests/distributed/test_gate.py::test_the_best_checkpoint_is_never_one_that_loses_too_much_though_it_is_better_on_dev",
+    ),
+    Mutation(
+        "what the base had by another gate is taken for what it has", "train/gate.py",
+        'if kept.get("depends") == depends', "if True",
+        "tests/distributed/test_gate.py::test_a_resume_keeps_what_the_base_had_and_measures_anew_what_is_another",
+    ),
+    Mutation(
+        "a resume measures its base again", "train/gate.py",
+        "base = ranks.from_first(lambda: _kept(job.run_dir / GATE_BASE, depends))", "base = None",
+        "tests/distributed/test_gate.py::test_a_resume_keeps_what_the_base_had_and_measures_anew_what_is_another",
+    ),
+    Mutation(
+        "a model that fails its gate is exported", "export/gate.py",
+        "if action is GateAction.refuse:", "if False:",
+        "tests/unit/test_export_gate.py::test_a_model_that_loses_too_much_is_refused_in_one_line_and_nothing_is_written",
+    ),
+    Mutation(
+        "the training's own verdict is forgotten by an export", "export/gate.py",
+        'if config.sets is None and state.get("gate"):', "if False:",
+        "tests/unit/test_export_gate.py::test_what_the_training_found_of_a_checkpoint_counts_without_trying_it_again",
     ),
     Mutation(
         "a trimmed tokenizer is kept however it cuts the corpus", "export/trim.py",
@@ -780,6 +856,111 @@ MUTATIONS = [
         "pieces in front of the padding go, and all positions shift", "model/trim.py",
         "named.update(range(config.pad_token_id))", "pass",
         "tests/unit/test_trim.py::test_in_front_of_the_padding_all_stays_where_positions_count_from_it",
+    ),
+    Mutation(
+        "a truncation that was saved with a tokenizer cuts the corpus", "export/trim_corpus.py",
+        "    tokenizer.no_truncation()\n", "",
+        "tests/unit/test_trim.py::test_a_truncation_that_was_saved_with_the_tokenizer_cuts_no_text_of_the_corpus",
+    ),
+    Mutation(
+        "bytes go with the single characters", "model/vocabulary.py",
+        "byte = _BYTE.fullmatch(piece) or (of_bytes and len(piece) == 1)", "byte = _BYTE.fullmatch(piece)",
+        "tests/unit/test_trim.py::test_bytes_stay_though_single_characters_may_go",
+    ),
+    Mutation(
+        "W&B is told of the settings with all credentials", "train/wandb_run.py",
+        '"config": public(settings)', '"config": settings',
+        "tests/unit/test_tracking.py::test_no_credential_of_a_location_reaches_weights_and_biases",
+    ),
+    Mutation(
+        "a run of which a record failed is never finished", "train/aside.py",
+        "        self._make(self._last)", "        self.over or self._make(self._last)",
+        "tests/unit/test_aside.py::test_a_call_that_fails_is_told_of_and_ends_the_others",
+    ),
+    Mutation(
+        "pieces of a model's prefixes are trimmed away", "export/trim.py",
+        'dict.fromkeys(("", contract.query_prefix, contract.passage_prefix))', 'dict.fromkeys(("",))',
+        "tests/unit/test_trim.py::test_prefixes_of_the_model_keep_their_pieces_before_every_text",
+    ),
+    Mutation(
+        "a training without the prefix of its queries", "data/tokenize.py",
+        "texts = [self.contract.query_prefix + query, *self._prefixed(passages)]",
+        "texts = [query, *self._prefixed(passages)]",
+        "tests/distributed/test_texts.py::test_a_training_with_prefixes_is_that_on_texts_that_have_them[1]",
+    ),
+    Mutation(
+        "passages are not cut to their own length", "data/tokenize.py",
+        "passage.truncate(self.contract.passage_max_length)", "pass",
+        "tests/unit/test_tokenize.py::test_a_passage_is_cut_to_its_own_length_first",
+    ),
+    Mutation(
+        "a plan by tokens counts texts without their prefixes", "data/lengths.py",
+        "[self.passage_prefix + passage for passage", "[passage for passage",
+        "tests/unit/test_stream.py::test_the_lengths_that_a_plan_counts_are_those_of_the_pairs_that_are_shown",
+    ),
+    Mutation(
+        "a plan by tokens takes the lengths of other prefixes", "data/tokenize.py",
+        "if not any(prefixes):", "if True:",
+        "tests/unit/test_lengths.py::test_texts_count_behind_their_prefixes_and_other_lengths_stay",
+    ),
+    Mutation(
+        "a plan by tokens does not know how passages are cut", "data/tokenize.py",
+        "passage = min(passage, self.contract.passage_max_length)\n        return min(",
+        "pass\n        return min(",
+        "tests/unit/test_tokenize.py::test_the_length_of_a_pair_is_known_from_those_of_its_texts",
+    ),
+    Mutation(
+        "a training goes on with another prefix", "checks.py",
+        '"data.query_prefix", "data.passage_prefix",', '"data.passage_prefix",',
+        "tests/distributed/test_texts.py::test_resume_with_other_prefixes_or_lengths_is_refused",
+    ),
+    Mutation(
+        "an export forgets what stands before texts", "export/huggingface.py",
+        "contract = Contract.of_settings(data)",
+        "contract = Contract(data['max_length'], data['query_max_length'], data['truncation'])",
+        "tests/distributed/test_texts.py::test_a_training_with_prefixes_is_that_on_texts_that_have_them[1]",
+    ),
+    Mutation(
+        "sentence-transformers is not told of the prefix", "export/directory.py",
+        "            _write_prompt(staging, prefix)\n", "",
+        "tests/unit/test_export.py::test_cross_encoder_puts_the_querys_prefix_by_itself_and_is_given_the_passages",
+    ),
+    Mutation(
+        "the end of a long passage is in no window", "data/windows.py",
+        "for number in range(steps + 1))", "for number in range(steps))",
+        "tests/unit/test_windows.py::test_what_stands_at_the_end_of_a_long_passage_is_found_in_windows_and_not_by_truncation",
+    ),
+    Mutation(
+        "windows leave a gap", "data/windows.py",
+        "steps = -(-behind // (size - min(overlap, size // 2)))", "steps = -(-behind // (size + 1))",
+        "tests/unit/test_windows.py::test_windows_cover_every_token_in_order_and_are_as_few_as_will_do",
+    ),
+    Mutation(
+        "later windows lack the passage's prefix", "data/windows.py",
+        "prefix = min(uncut.prefix, kept - 1)", "prefix = 0 * min(uncut.prefix, kept - 1)",
+        "tests/unit/test_windows.py::test_every_window_begins_with_the_passages_prefix",
+    ),
+    Mutation(
+        "a window's score that is no number is passed over", "model/windows.py",
+        "values_W = np.where(np.isfinite(values_W), values_W, np.float32(np.nan))",
+        "values_W = np.where(np.isfinite(values_W), values_W, np.float32(-99))",
+        "tests/unit/test_windows.py::test_no_window_hides_a_score_that_is_not_a_number",
+    ),
+    Mutation(
+        "ranks score the first window of each passage alone", "evaluate/systems.py",
+        "layout = Layout([sizes for share in crew.gather(sizes_of(own)) for sizes in share])",
+        "layout = Layout([(1, sizes[1]) for share in crew.gather(sizes_of(own)) for sizes in share])",
+        "tests/unit/test_crew.py::test_every_pair_is_scored_once_and_to_the_same_bits_on_any_number_of_ranks",
+    ),
+    Mutation(
+        "all long passages are held at once", "model/reranker.py",
+        "(self.long.windows and characters > CHARACTERS)", "False",
+        "tests/unit/test_windows.py::test_long_passages_are_tokenized_a_few_at_a_time",
+    ),
+    Mutation(
+        "an evaluation takes over scores of other windows", "evaluate/fingerprint.py",
+        "return [config.max_length, *long_of(config).values()]", "return [config.max_length]",
+        "tests/unit/test_report.py::test_scores_of_another_version_device_or_precision_are_not_taken_over",
     ),
 ]  # fmt: skip
 

@@ -82,6 +82,11 @@ class Packing(Enum):
     padded = "padded"
 
 
+class LongPassages(Enum):
+    truncate = "truncate"
+    windows = "windows"
+
+
 MOST_OPEN = 256
 """Shards that a process holds open at a time."""
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-from reranker.config.common import MISSING, Device, FirstStageConfig, Packing, Precision
+from reranker.config.common import MISSING, Device, FirstStageConfig, LongPassages, Packing, Precision
+from reranker.config.regression_gate import ExportGateConfig, GateConfig
 
 # omegaconf reads Optional[...] on every Python that we support; the X | None form it does not.
 # ruff: noqa: UP045
@@ -38,6 +39,12 @@ class EvaluateConfig:
     first_stage: FirstStageConfig = field(default_factory=FirstStageConfig)
     max_length: Optional[int] = None
     """Tokens of a pair at most; null: the model's own"""
+    long: LongPassages = LongPassages.truncate
+    """A passage that is too long for a pair: `truncate` cuts it, `windows` scores all of it, window by window"""
+    window_overlap: int = 64
+    """long=windows: tokens that neighbouring windows share, half of a window at most"""
+    window_best: int = 1
+    """long=windows: a passage's score is the mean of so many of its windows, the best ones; 1: the maximum"""
     batch_tokens: int = 4096
     """Tokens of a forward batch at most, padding included where there is any"""
     packing: Packing = Packing.auto
@@ -78,6 +85,9 @@ class ExportConfig:
     """Share of two passages of a query that the 8-bit file must leave in their order; below it nothing is written"""
     report: Optional[str] = None
     """table.json for the model card; null: the run's report/table.json, if it is of exactly these weights"""
+    gate: ExportGateConfig = field(default_factory=ExportGateConfig)
+    device: Device = Device.auto
+    """Where guard sets are scored; auto: the GPU if there is one"""
 
 
 @dataclass
@@ -113,11 +123,12 @@ class SoupConfig:
     output: str = MISSING
     """Directory for the mixed model"""
     alpha: Any = field(default=0.5, metadata={"kind": "float or list of float"})
-    """Share of the tuned model, 0 to 1; of several the one that is best on dev"""
+    """Share of the tuned model, 0 to 1; of several the one that is best on dev, with gate.sets of those that pass"""
     dev: Optional[str] = None
     """Groups that every alpha is evaluated on; null: one alpha, untested"""
     metric: str = "mrr"
     """What chooses among alphas: mrr, ndcg@10 or has_right_in_contexts"""
+    gate: GateConfig = field(default_factory=GateConfig)
     dtype: Precision = Precision.fp32
     """Type of the weights on the disk: fp32, fp16 or bf16"""
     device: Device = Device.auto
@@ -134,6 +145,12 @@ class ScoreConfig:
     """Answers, one {"query", "scores", "probabilities"} a line; -: standard output"""
     max_length: Optional[int] = None
     """Tokens of a pair at most; null: the model's own"""
+    long: LongPassages = LongPassages.truncate
+    """A passage that is too long for a pair: `truncate` cuts it, `windows` scores all of it, window by window"""
+    window_overlap: int = 64
+    """long=windows: tokens that neighbouring windows share, half of a window at most"""
+    window_best: int = 1
+    """long=windows: a passage's score is the mean of so many of its windows, the best ones; 1: the maximum"""
     batch_tokens: int = 4096
     """Tokens of a forward batch at most, padding included where there is any"""
     packing: Packing = Packing.auto

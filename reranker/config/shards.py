@@ -21,6 +21,10 @@ class PackConfig:
     """Groups in each shard but the last"""
     tokenizer: Optional[str] = None
     """Model whose token lengths are written as well, for batch.policy=tokens; null: training counts them"""
+    query_prefix: str = ""
+    """The training's data.query_prefix, which is counted with each query"""
+    passage_prefix: str = ""
+    """The training's data.passage_prefix, which is counted with each passage"""
     workers: int = 1
     """Processes that write shards"""
     part: Optional[str] = None
@@ -37,6 +41,10 @@ class IndexConfig:
     """Directory for the manifest and the indexes; the tars stay where they are"""
     tokenizer: Optional[str] = None
     """Model whose token lengths are written as well, for batch.policy=tokens; null: training counts them"""
+    query_prefix: str = ""
+    """The training's data.query_prefix, which is counted with each query"""
+    passage_prefix: str = ""
+    """The training's data.passage_prefix, which is counted with each passage"""
     workers: int = 1
     """Processes that read shards"""
     cache: CacheConfig = field(default_factory=CacheConfig)
@@ -58,6 +66,14 @@ class DataInspectConfig:
     """Passages of a group in the plan: one positive and the rest negatives"""
     max_length: int = 512
     """Tokens of a pair at most in the plan"""
+    query_max_length: Optional[int] = None
+    """Tokens of a query at most in the plan; null: no limit of its own"""
+    passage_max_length: Optional[int] = None
+    """Tokens of a passage at most in the plan; null: no limit of its own"""
+    query_prefix: str = ""
+    """Stands before every query in the plan"""
+    passage_prefix: str = ""
+    """Stands before every passage in the plan"""
     groups: int = 32
     """Groups of an optimizer step in the plan"""
     per_gpu: int = 1

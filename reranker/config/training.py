@@ -19,6 +19,7 @@ from reranker.config.common import (
     TeacherLoss,
     Truncation,
 )
+from reranker.config.regression_gate import GateConfig
 from reranker.config.tracking import TrackingConfig
 
 # omegaconf reads Optional[...] on every Python that we support; the X | None form it does not.
@@ -69,6 +70,12 @@ class DataConfig:
     """Tokens of a pair at most, special tokens included"""
     query_max_length: Optional[int] = None
     """Tokens of a query at most, special tokens not included; null: no limit of its own"""
+    passage_max_length: Optional[int] = None
+    """Tokens of a passage at most, special tokens not included; null: no limit of its own"""
+    query_prefix: str = ""
+    """Stands before every query, in front of a group's own prompt, and is counted with it; part of the model"""
+    passage_prefix: str = ""
+    """Stands before every passage and is counted with it; part of the model"""
     negatives: NegativesConfig = field(default_factory=NegativesConfig)
     shuffle_block: int = 64
     """Shards whose groups are shuffled together; data of fewer shards is shuffled as a whole"""
@@ -150,7 +157,7 @@ class DeepspeedConfig:
 @dataclass
 class PrecisionConfig:
     name: Precision = Precision.auto
-    """fp16, bf16 or fp32; auto: fp16 on a GPU, fp32 on a CPU"""
+    """fp16, bf16 or fp32; auto: fp16 on a GPU; on a CPU bf16 where it has its products, else fp32"""
     initial_scale_power: int = 16
     """fp16: the loss scale starts at two to this power"""
     loss_scale_window: int = 1000
@@ -228,6 +235,7 @@ class TrainConfig:
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     guards: GuardsConfig = field(default_factory=GuardsConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
     train: TrainSettings = field(default_factory=TrainSettings)
 
 

@@ -1,12 +1,12 @@
 """Tokens of every text of a data set, for planning micro-batches without reading and tokenizing them.
 
-    lengths-FINGERPRINT/             one directory for each tokenizer, beside the shards
+    lengths-FINGERPRINT/             one directory for each tokenizer and its prefixes, beside the shards
         shard-00000.safetensors      `tokens`, u16: one for each text, in the order of the shard's index
         lengths.json                 schema, fingerprints of tokenizer and data, shards with texts and sha256
 
-A text counts by itself, without special tokens and not cut; 65535 stands for that many or more. Where the shards
-cannot be written beside, the directory lies on this node. Raises `UserError` for lengths of other texts or of
-another tokenizer, and for files that are not those written.
+A text counts by itself, behind the prefix of its kind if there is one, without special tokens and not cut; 65535 stands
+for that many or more. Where the shards cannot be written beside, the directory lies on this node. Raises `UserError`
+for lengths of other texts, of another tokenizer or with other prefixes, and for files that are not those written.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Lengths:
 
     Args:
         directory: path or URL of the lengths themselves.
-        fingerprint: of the tokenizer whose lengths they must be.
+        fingerprint: of the tokenizer, and its prefixes, whose lengths they must be.
         cache: where copies of remote files are kept.
     """
 
@@ -164,14 +164,19 @@ def write_lengths(output: Path, reader: ShardReader, tokenizer: PairTokenizer, w
     manifest = reader.manifest
     # Two trainings that start together on the same shards: a reader of theirs may hold the names.
     with atomic_directory(output, first_stays=True) as staging:
-        count = _Counter(reader, tokenizer.fingerprint_text, staging)
+        contract = tokenizer.contract
+        count = _Counter(
+            reader, tokenizer.fingerprint_text, staging, contract.query_prefix, contract.passage_prefix
+        )  # fmt: skip
         bar = progress_bar(desc="token lengths", unit=" groups", total=manifest.groups)
         files = []
         with bar, in_order(count, range(len(manifest.shards)), workers) as written:
             for shard, file in zip(manifest.shards, written, strict=True):
                 files.append(dataclasses.asdict(file))
                 bar.update(shard.groups)
-        value = {"schema": SCHEMA, "tokenizer": tokenizer.fingerprint, "data": manifest.fingerprint, "shards": files}
+        value = {
+            "schema": SCHEMA, "tokenizer": tokenizer.lengths_fingerprint, "data": manifest.fingerprint, "shards": files,
+        }  # fmt: skip
         write_json(staging / NAME, value)
 
 
@@ -182,7 +187,7 @@ def find_or_write_lengths(
 
     They are written beside the shards or, where that cannot be done, under `cache_directory`.
     """
-    manifest, fingerprint = reader.manifest, tokenizer.fingerprint
+    manifest, fingerprint = reader.manifest, tokenizer.lengths_fingerprint
     beside = join(reader.directory, lengths_name(fingerprint))
     here = cache_directory / "lengths" / f"{manifest.fingerprint}-{fingerprint}"
     for place in (beside, str(here)):
@@ -201,6 +206,8 @@ class _Counter:
     reader: ShardReader
     text: str
     directory: Path
+    query_prefix: str
+    passage_prefix: str
 
     def __call__(self, shard: int) -> LengthsFile:
         entry = self.reader.manifest.shards[shard]
@@ -222,7 +229,8 @@ class _Counter:
         texts: list[str] = []
         for index in range(entry.groups):
             group = self.reader.group(shard, index)
-            texts += (group.prompted_query, *group.pos, *group.neg)
+            texts.append(self.query_prefix + group.prompted_query)
+            texts += [self.passage_prefix + passage for passage in (*group.pos, *group.neg)]
             if len(texts) >= _TEXTS or index == entry.groups - 1:
                 for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False):
                     yield min(len(encoding.ids), MOST)

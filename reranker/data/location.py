@@ -2,13 +2,14 @@
 
 In: locations as texts. Out: binary streams. A `pipe:` command's standard output is read, as webdataset does
 it; every other URL (`https://`, `s3://`, `gs://`, `hf://`, ...) is fsspec's. Raises `UserError` for what
-cannot be opened.
+cannot be opened. `public` is what may be told of a location to others: credentials are left out.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
+import shlex
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -16,6 +17,9 @@ from reranker.errors import UserError
 
 PIPE = "pipe:"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::|://)")
+_URL_WITHIN = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(\S+)")
+_HOST = re.compile(r"(\[.*\]|[^:]*)(:\d*)?(::)?")
+_PROGRAM = re.compile(r"[\w./-]+")
 
 
 def is_remote(location: str) -> bool:
@@ -33,6 +37,44 @@ def join(directory: str, name: str) -> str:
     if directory.startswith(PIPE):
         raise UserError("data.shards", directory, "a directory or its URL", "index the shards: reranker index")
     return f"{directory.rstrip('/')}/{name}"
+
+
+def public(value: Any) -> Any:
+    """A JSON value without what opens the locations in its texts. A pure function.
+
+    URLs lose user, password, query and fragment, where presigned ones have their signature; of a `pipe:` command only
+    the program stays, as any word of it may be a secret. What is no location stays as it is.
+    """
+    if isinstance(value, dict):
+        return {public(key): public(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [public(one) for one in value]
+    if not isinstance(value, str):
+        return value
+    before, pipe, command = value.partition(PIPE)
+    before = _URL_WITHIN.sub(lambda found: found[1] + _bare(found[2]), before)
+    return f"{before}{pipe}{_program(command)} …" if pipe and command.strip() else before + pipe
+
+
+def _bare(url: str) -> str:
+    """Host and path of a URL without its scheme; "…" where a password that is not quoted may stand among them."""
+    if within := _URL_WITHIN.search(url):  # zip://name::https://...
+        return _bare(url[: within.start()]) + within[1] + _bare(within[2])
+    authority, slash, path = url.partition("/")
+    if re.search("[?#]", authority):
+        return "…" if "@" in authority else re.split("[?#]", authority)[0]
+    host = authority.rpartition("@")[2]
+    return host + slash + re.split("[?#]", path)[0] if _HOST.fullmatch(host) else "…"
+
+
+def _program(command: str) -> str:
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return ""
+    # In front of it variables may be set.
+    program = next((word for word in words if "=" not in word), "")
+    return program if _PROGRAM.fullmatch(program) else ""
 
 
 @contextlib.contextmanager

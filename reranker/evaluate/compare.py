@@ -3,14 +3,13 @@
 In: two reports of `reranker evaluate`, or one twice with two systems, as DIRECTORY or DIRECTORY:SYSTEM. Out: on
 standard output the counts of queries won, tied and lost, the difference of the metric with its interval and p-value,
 and the queries of the largest differences with their texts; on request all of them as JSON lines. Only queries that
-both reports have are compared, and how many one has alone is said. Raises `UserError`.
+both reports have are compared, and how many one has alone is said, as are settings that differ. Raises `UserError`.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 
 from reranker.config.evaluating import CompareConfig
 from reranker.errors import UserError, closest
+from reranker.evaluate.measures import AMONG_CONTEXTS
 from reranker.evaluate.metrics import Estimate, estimate
 from reranker.evaluate.statistics import Sample, estimate_over_sets, p_value
 from reranker.evaluate.systems import TUNED
@@ -33,10 +33,11 @@ FIX = "name a directory that reranker evaluate has written"
 
 @dataclass(frozen=True)
 class Side:
-    """A system of a report: {query: its line of queries.jsonl}, and {(set, id): text}."""
+    """A system of a report: {query: its line of queries.jsonl}, {(set, id): text}, and the content of details.json."""
 
     directory: Path
     system: str
+    details: Mapping[str, Any]
     lines: Mapping[Name, Mapping[str, Any]]
     texts: Mapping[Name, str]
 
@@ -47,6 +48,15 @@ class Side:
         """The ids of the candidates as this system ranks them."""
         line = self.lines[name]
         return [line["candidates"][place] for place in line["order"][self.system]]
+
+    def settings(self, sets: Sequence[str]) -> dict[str, Any]:
+        """What the values of these sets depend on beside the systems."""
+        of_sets = self.details.get("sets") or {"": self.details}
+        found = {"max_length": self.details["settings"]["max_length"], **self.details["environment"]}
+        for name in sets:
+            for key in ("stage", "depth"):
+                found[f"{key} of {name}" if name else key] = of_sets[name][key]
+        return found
 
 
 @dataclass(frozen=True)
@@ -75,6 +85,10 @@ def compare_command(config: CompareConfig) -> int:
         if getattr(config, key) < least:
             raise UserError(key, str(getattr(config, key)), f"{least} or more", "change the value")
     first, second = read_side(config.first, config.metric), read_side(config.second, config.metric)
+    for side in (first, second):
+        if config.output and Path(config.output).resolve().is_relative_to(side.directory.resolve()):
+            raise UserError("output", f"{config.output}, within the report {side.directory}", "a file elsewhere",
+                            "name another one: a report holds its own files alone")  # fmt: skip
     found = compare(first, second, config.metric, config.resamples, config.permutations, config.seed)
     if config.output:
         with atomic_open(config.output) as stream:
@@ -90,17 +104,18 @@ def compare_command(config: CompareConfig) -> int:
 
 def read_side(named: str, metric: str) -> Side:
     """The report and system that `DIRECTORY` or `DIRECTORY:SYSTEM` means. Raises UserError."""
-    directory, _, system = named.rpartition(":") if not Path(named).is_dir() else (named, "", "")
+    whole = ":" not in named or Path(named).is_dir()
+    directory, _, system = (named, "", "") if whole else named.rpartition(":")
     path = Path(directory)
     details = read_json(path / "details.json", FIX)
     for file in ("queries.jsonl", "passages.jsonl"):
-        whole = (details.get("files") or {}).get(file) if isinstance(details, dict) else None
-        if whole is None or not (path / file).is_file() or sha256(path / file) != whole:
+        digest = (details.get("files") or {}).get(file) if isinstance(details, dict) else None
+        if digest is None or not (path / file).is_file() or sha256(path / file) != digest:
             raise UserError(path / file, "another file than the report's", f"the one that {path}/details.json names",
                             "evaluate again with force=true")  # fmt: skip
     lines = {(line["set"], line["qid"]): line for _, line in read_lines(path / "queries.jsonl")}
     side = Side(
-        path, system or TUNED, lines,
+        path, system or TUNED, details, lines,
         {(text["set"], text["id"]): text["text"] for _, text in read_lines(path / "passages.jsonl")},
     )  # fmt: skip
     for line in lines.values():
@@ -110,7 +125,8 @@ def read_side(named: str, metric: str) -> Side:
 
 
 def compare(first: Side, second: Side, metric: str, resamples: int, permutations: int, seed: int) -> Comparison:
-    """Compare both sides. Raises UserError where a query has other judgements or another text on the other side."""
+    """Compare both sides. Raises UserError where a query has other judgements or another text on the other side, and
+    where the metric looks among another number of contexts there."""
     shared = [name for name in first.lines if name in second.lines]
     if not shared:
         raise UserError(second.directory, "none of the queries of the other report", "a report of the same queries",
@@ -120,6 +136,10 @@ def compare(first: Side, second: Side, metric: str, resamples: int, permutations
             if first.lines[name][key] != second.lines[name][key]:
                 raise UserError(second.directory, f"another {key} of query {name[1]} than in {first.directory}",
                                 "reports of the same queries", "evaluate both systems on the same files")  # fmt: skip
+    handed = [side.details["settings"]["contexts"] for side in (first, second)]
+    if metric in AMONG_CONTEXTS and handed[0] != handed[1]:
+        raise UserError(second.directory, f"{metric} among contexts={handed[1]}", f"{handed[0]}, as in "
+                        f"{first.directory}", f"evaluate both with the same contexts, or {metric}@k")  # fmt: skip
     differences = {name: first.value(name, metric) - second.value(name, metric) for name in shared}
     samples = _samples(first, differences)
     if len(samples) == 1:
@@ -170,6 +190,7 @@ def _told(found: Comparison, first: Side, second: Side, metric: str, show: int) 
     lines = [
         f"A  {first.directory}: {first.system}",
         f"B  {second.directory}: {second.system}",
+        *_otherwise(first, second),
         "",
         f"{count:,} queries: {len(found.won):,} won by A, {found.tied:,} tied, {len(found.lost):,} lost{alone}",
         f"{metric}: A {ours[0]:.3f}, B {ours[1]:.3f}, A minus B {of.value:+.3f} [{of.low:+.3f}, {of.high:+.3f}], "
@@ -193,8 +214,22 @@ def _told(found: Comparison, first: Side, second: Side, metric: str, show: int) 
     return lines
 
 
+def _otherwise(first: Side, second: Side) -> list[str]:
+    """A line for each setting that differs."""
+    theirs_too = {name for name, _ in second.lines}
+    sets = [name for name in dict.fromkeys(name for name, _ in first.lines) if name in theirs_too]
+    ours, theirs = first.settings(sets), second.settings(sets)
+    return [f"   other {key}: A {ours.get(key)}, B {theirs.get(key)}"
+            for key in ours | theirs if ours.get(key) != theirs.get(key)]  # fmt: skip
+
+
 def _short(name: str, text: str | None, width: int) -> str:
-    shown = textwrap.shorten(text or "a text that the report does not have", width - 24, placeholder=" …")
+    """A text within `width` columns, of which a Hangul syllable takes two."""
+    from rich.cells import cell_len, set_cell_size
+
+    shown, room = " ".join((text or "a text that the report does not have").split()), width - 24
+    if cell_len(shown) > room:
+        shown = set_cell_size(shown, room - 2).rstrip() + " …"
     return f"  {name:20s}  {shown}"
 
 

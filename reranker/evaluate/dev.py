@@ -1,48 +1,26 @@
 """The dev groups of a training, scored on all ranks -> one set of metrics, alike on every rank.
 
 In: a groups file; the engine's forward. Out: mrr, ndcg@10 and has_right_in_contexts over each query's positives
-and negatives, and a few of the queries with their passages as they were ranked. The batches are those of one rank,
-whatever their number, and go round; every rank calls the forward equally often: under ZeRO-3 each forward is a
-collective, and one call too many would wait for ever.
+and negatives, and a few of the queries with their passages as they were ranked. How the ranks share the pairs is in
+`shared.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from reranker.data.collate import PackedPairs, pack_pairs
-from reranker.data.tokenize import Pair, PairTokenizer
+from reranker.data.tokenize import PairTokenizer
 from reranker.errors import UserError
-from reranker.evaluate.crew import deal
 from reranker.evaluate.metrics import METRICS, per_query, ranking
+from reranker.evaluate.shared import Gather, Score, SharedScorer
 from reranker.groups import Group, read_groups
-from reranker.model.reranker import batches_by_tokens
 from reranker.train.examples import Example, chosen, example
 
 CONTEXTS = 5
-
-Score = Callable[[PackedPairs], torch.Tensor]
-Gather = Callable[[list[Any]], list[list[Any]]]
-
-
-@dataclass(frozen=True)
-class Share:
-    """What a rank scores.
-
-    Attributes:
-        batches: the indices of the pairs of each batch, and their tokens.
-        calls: forwards that every rank makes. pairs: of all ranks together.
-    """
-
-    batches: list[tuple[list[int], list[Pair]]]
-    calls: int
-    pairs: int
 
 
 class DevEvaluator:
@@ -60,10 +38,9 @@ class DevEvaluator:
     def __init__(self, path: str | Path, tokenizer: PairTokenizer, batch_tokens: int = 4096, examples: int = 0) -> None:
         self.path = str(path)
         self._groups = list(read_groups(path))
-        self._tokenizer = tokenizer
-        self._batch_tokens = batch_tokens
         self._chosen = chosen([group.prompted_query for group in self._groups], examples)
-        self._shares: dict[tuple[int, int, bool], Share] = {}
+        texts = [(group.prompted_query, (*group.pos, *group.neg)) for group in self._groups]
+        self._scorer = SharedScorer(texts, tokenizer, batch_tokens)
 
     @property
     def queries(self) -> int:
@@ -78,19 +55,7 @@ class DevEvaluator:
         ranks on every rank; `packed` says that the forward computes no padding. Raises UserError on every rank if a
         score is not finite.
         """
-        share = self._share(rank, world, gather, packed)
-        found: list[tuple[list[int], np.ndarray]] = []
-        for call in range(share.calls):
-            if call < len(share.batches):
-                indices, pairs = share.batches[call]
-                found.append((indices, _forward(score, pairs, self._tokenizer.pad_id, device)))
-            else:
-                _forward(score, [Pair([self._tokenizer.pad_id], [0])], self._tokenizer.pad_id, device)
-        scores_N, times_N = np.empty(share.pairs), np.zeros(share.pairs, dtype=np.int64)
-        for indices, values in (item for of_rank in gather(found) for item in of_rank):
-            scores_N[indices] = values
-            times_N[indices] += 1
-        assert (times_N == 1).all(), "a pair that was scored by no rank, or by two"
+        scores_N = self._scorer.scores(score, rank, world, gather, device, packed)
         values_QM, ranked, scores = _results(self._groups, scores_N)
         if len(bad := np.flatnonzero(np.isnan(values_QM[:, 0]))):
             lost = f"scores that are not finite for {len(bad)} queries, the first being number {bad[0] + 1}"
@@ -100,35 +65,6 @@ class DevEvaluator:
         metrics = {metric: float(value) for metric, value in zip(METRICS, values_QM.mean(axis=0), strict=True)}
         shown = [example(query, self._groups[query], ranked[query], scores[query]) for query in sorted(self._chosen)]
         return metrics, shown
-
-    def _share(self, rank: int, world: int, gather: Gather, packed: bool) -> Share:
-        """The tokenized batches of a rank, made once. A collective call when they are made."""
-        if (rank, world, packed) not in self._shares:
-            # Each rank counts the tokens of its part of the queries, and all plan the same batches of all.
-            first, last = (self.queries * place // world for place in (rank, rank + 1))
-            lengths = [len(pair.ids) for group in self._groups[first:last] for pair in self._encode(group)]
-            lengths = [length for of_rank in gather(lengths) for length in of_rank]
-            batches = batches_by_tokens(lengths, self._batch_tokens, packed)
-            mine = deal(batches, rank, world)
-            wanted = {index for batch in mine for index in batch}
-            tokens: dict[int, Pair] = {}
-            start = 0
-            for group in self._groups:
-                places = range(start, start := start + len(group.pos) + len(group.neg))
-                if not wanted.isdisjoint(places):
-                    tokens |= zip(places, self._encode(group), strict=True)
-            held = [(batch, [tokens[index] for index in batch]) for batch in mine]
-            self._shares[rank, world, packed] = Share(held, -(-len(batches) // world), len(lengths))
-        return self._shares[rank, world, packed]
-
-    def _encode(self, group: Group) -> list[Pair]:
-        return self._tokenizer.encode(group.prompted_query, [*group.pos, *group.neg])
-
-
-def _forward(score: Score, batch: list[Pair], pad_id: int, device: torch.device) -> np.ndarray:
-    with torch.no_grad():
-        scores_N: np.ndarray = score(pack_pairs(batch, pad_id).to(device)).detach().float().cpu().numpy()
-    return scores_N
 
 
 def _results(groups: Sequence[Group], scores_N: np.ndarray) -> tuple[np.ndarray, list[list[int]], list[list[float]]]:

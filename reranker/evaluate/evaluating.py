@@ -7,6 +7,7 @@ every query is in the result once, whatever the number of ranks.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,7 @@ import numpy as np
 from reranker.config.models import EvaluateConfig
 from reranker.errors import UserError
 from reranker.evaluate.crew import Crew
-from reranker.evaluate.fingerprint import Scores, digest, settings_of
+from reranker.evaluate.fingerprint import Scores, digest, scored_by, settings_of
 from reranker.evaluate.first_stage import find
 from reranker.evaluate.outcome import Outcome, outcome
 from reranker.evaluate.rank import Passage, Query, sample_queries
@@ -77,6 +78,8 @@ def _score(
     environment: dict[str, str], cache: Scores, crew: Crew, device: str,
 ) -> Scored:  # fmt: skip
     material = crew.together(one.read)
+    if material.note and crew.first:
+        print(f"note: {material.note}", file=sys.stderr)
     queries = sample_queries(material.queries, config.sample)
     candidates = find(one, material, queries, crew, device)
     _same_everywhere(one, queries, candidates, material.corpus, crew)
@@ -89,7 +92,7 @@ def _score(
     for system in systems:
         roles = [KEYS.get(system.name, system.name), *(one.key(role) for role in one.files)]
         files = [inputs[role]["sha256"] for role in roles if role in inputs]
-        asked = digest([environment, files, [query.qid for query in queries], candidates, config.max_length])
+        asked = digest([environment, files, [query.qid for query in queries], candidates, *scored_by(config)])
         name = f"{one.name}.{system.name}" if one.name else system.name
         kept = crew.from_first(partial(cache.get, name, asked))
         if kept is None:

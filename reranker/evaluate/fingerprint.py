@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from reranker import __version__
+from reranker.config.common import LongPassages
 from reranker.config.evaluating import Stage
 from reranker.config.models import EvaluateConfig
 from reranker.errors import UserError
@@ -41,12 +42,25 @@ def settings_of(config: EvaluateConfig) -> dict[str, Any]:
         "sample": config.sample,
         "first_stage": dataclasses.asdict(config.first_stage),
         "max_length": config.max_length,
+        **long_of(config),
         "resamples": config.resamples,
         "permutations": config.permutations,
         "baseline": config.baseline,
         "latency": config.latency,
         "seed": config.seed,
     }
+
+
+def scored_by(config: EvaluateConfig) -> list[Any]:
+    """The settings that change a reranker's scores."""
+    return [config.max_length, *long_of(config).values()]
+
+
+def long_of(config: EvaluateConfig) -> dict[str, Any]:
+    """What becomes of long passages; nothing of windows where there are none, as it changes nothing then."""
+    if config.long is LongPassages.truncate:
+        return {}
+    return {"long": config.long.value, "window_overlap": config.window_overlap, "window_best": config.window_best}
 
 
 def environment_of(config: EvaluateConfig) -> dict[str, str]:
@@ -102,11 +116,15 @@ def _model(name: str, key: str, files: dict[str, Any]) -> dict[str, Any]:
 
 
 def _file(path: Path, files: dict[str, Any]) -> dict[str, Any]:
-    status = path.stat()
     entry = files.get(str(path.resolve())) or {}
-    if entry.get("size") == status.st_size and entry.get("mtime_ns") == status.st_mtime_ns:
-        return dict(entry)
-    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha256(path)}
+    try:
+        status = path.stat()
+        if entry.get("size") == status.st_size and entry.get("mtime_ns") == status.st_mtime_ns:
+            return dict(entry)
+        return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha256(path)}
+    except OSError as error:
+        raise UserError(path, f"a file that cannot be read ({error.strerror or error})", "one that can be",
+                        "check its owner and the disk") from None  # fmt: skip
 
 
 class Scores:

@@ -7,6 +7,7 @@ line. No query is left out: one of which nothing is relevant stays, and counts a
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
@@ -17,7 +18,6 @@ from pathlib import Path
 
 from reranker.errors import UserError, shorten
 from reranker.evaluate.rank import Passage, Query
-from reranker.files import open_text
 from reranker.groups import kind_of, parse_text, parse_texts, raw_lines, read_groups, read_lines
 from reranker.prepare.mine.records import read_passages
 from reranker.prepare.readers.detect import corpus_file
@@ -30,22 +30,19 @@ CSV_COLUMNS = ("question", "answer", "doc_id", "doc")
 
 @dataclass(frozen=True)
 class Material:
-    """What a set is made of; `candidates` are None where a first stage is to find them."""
+    """What a set is made of; `candidates` are None where a first stage is to find them. `note` is for the user."""
 
     corpus: dict[str, Passage]
     queries: list[Query]
     candidates: list[list[str]] | None = None
+    note: str = ""
 
 
 def read_judged(corpus: Path, queries: Path, qrels: Path) -> Material:
     """BEIR or TREC: passages and queries by id, and graded judgements, of which the queries are those that count."""
-    passages: dict[str, Passage] = {}
-    for where, passage in read_passages(corpus_file(corpus)):
-        if passage.id in passages:
-            raise UserError(where, f'a second passage "{passage.id}"', "ids that differ", "rename or remove one")
-        passages[passage.id] = Passage(passage.id, passage.text, passage.doc)
+    passages = _by_id(corpus_file(corpus), "passage")
     grades = read_qrels(qrels)
-    texts = {passage.id: passage.text for _, passage in read_passages(queries) if passage.id in grades}
+    texts = {qid: query.text for qid, query in _by_id(queries, "query").items()}
     found = []
     for qid, judged in grades.items():
         if qid not in texts:
@@ -54,7 +51,23 @@ def read_judged(corpus: Path, queries: Path, qrels: Path) -> Material:
         document = passages[right[0]].doc if right and right[0] in passages else None
         cluster = document or (f"passage {right[0]}" if right else f"query {qid}")
         found.append(Query(qid, texts[qid], tuple(right), cluster, judged))
-    return Material(passages, found)
+    judged_ids = {name for judged in grades.values() for name in judged}
+    if not (lost := judged_ids - passages.keys()):
+        return Material(passages, found)
+    if lost == judged_ids:
+        raise UserError(qrels, f"judgements of other passages alone, such as {shorten(min(lost))}",
+                        f"ids of {corpus}", "take the judgements of this corpus")  # fmt: skip
+    note = f"{qrels}: {len(lost):,} of {len(judged_ids):,} judged passages are not in {corpus} and count as not found"
+    return Material(passages, found, note=note)
+
+
+def _by_id(path: Path, kind: str) -> dict[str, Passage]:
+    found: dict[str, Passage] = {}
+    for where, passage in read_passages(path):
+        if passage.id in found:
+            raise UserError(where, f'a second {kind} "{passage.id}"', "ids that differ", "rename or remove one")
+        found[passage.id] = Passage(passage.id, passage.text, passage.doc)
+    return found
 
 
 def read_qrels(path: Path) -> dict[str, dict[str, int]]:
@@ -112,7 +125,11 @@ def read_reranking(path: Path) -> Material:
             if key not in value:
                 raise UserError(where, f"keys {sorted(value)}", f'a key "{key}"', f"write {RERANKING_FORM}")
         asked = value["query"] if isinstance(value["query"], list) else [value["query"]]
-        positives, negatives = (parse_texts(value[key], key, where) for key in ("positive", "negative"))
+        positives, negatives = (
+            () if value[key] == [] else parse_texts(value[key], key, where) for key in ("positive", "negative")
+        )
+        if not (positives or negatives):
+            raise UserError(where, "no passages", "at least one", "add a passage or leave the query out")
         found += [(parse_text(query, '"query"', where), positives, negatives) for query in asked]
     if not found:
         raise UserError(path, "an empty file", f"one {RERANKING_FORM} a line", "check how the file was made")
@@ -130,7 +147,9 @@ def _with_candidates(groups: Sequence[tuple[str, tuple[str, ...], tuple[str, ...
         right = tuple(dict.fromkeys(ids[text] for text in positives))
         # A text that is both is right: it was written down as such.
         others = [name for name in dict.fromkeys(ids[text] for text in negatives) if name not in right]
-        queries.append(Query(str(number), query, right, f"passage {right[0]}"))
+        # By its text: another set that holds the passage counts it otherwise.
+        cluster = f"passage {hashlib.sha256(positives[0].encode()).hexdigest()[:16]}" if right else f"query {number}"
+        queries.append(Query(str(number), query, right, cluster))
         candidates.append([*right, *others])
     return Material(corpus, queries, candidates)
 
@@ -140,16 +159,13 @@ def read_csv(path: Path, corpus: Path | None) -> Material:
 
     A question's right passage is the one of its doc_id. Questions of one passage are one cluster.
     """
-    passages: dict[str, Passage] = {}
-    if corpus is not None:
-        passages = {passage.id: Passage(passage.id, passage.text, passage.doc) for _, passage in read_passages(corpus)}
+    passages = _by_id(corpus, "passage") if corpus is not None else {}
     queries = []
-    with open_text(path) as stream:
-        try:
-            text = stream.buffer.read().decode("utf-8-sig")  # type: ignore[attr-defined]
-        except UnicodeDecodeError as error:
-            raise UserError(path, f"bytes that are not UTF-8 ({error.reason})", "UTF-8 text",
-                            "convert the file, for example with iconv") from None  # fmt: skip
+    try:
+        text = b"".join(raw_lines(path)).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(path, f"bytes that are not UTF-8 ({error.reason})", "UTF-8 text",
+                        "convert the file, for example with iconv") from None  # fmt: skip
     csv.field_size_limit(sys.maxsize)
     rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     if rows.fieldnames is None or not set(CSV_COLUMNS) <= set(rows.fieldnames):
@@ -157,6 +173,10 @@ def read_csv(path: Path, corpus: Path | None) -> Material:
     try:
         for number, row in enumerate(rows, 1):
             where = f"{path}, record {number}"
+            # A comma that is not quoted cuts a text in two.
+            if None in row or None in row.values():
+                count = sum(value is not None for key, value in row.items() if key) + len(row.get(None) or [])
+                raise UserError(where, f"{count} columns", f"{len(rows.fieldnames)}", "quote texts that hold commas")
             question, name, doc = (parse_text(row[key], key, where) for key in ("question", "doc_id", "doc"))
             known = passages.setdefault(name, Passage(name, doc))
             if known.text != doc:
@@ -175,12 +195,13 @@ def first_record(path: Path) -> dict[str, object]:
     line = next(iter(raw_lines(path)), b"")
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
 
 def _columns(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(line, columns) of what is not blank. They are split at tabs where there are any: an id may hold a blank."""
     for number, line in enumerate(raw_lines(path), 1):
-        if columns := line.decode("utf-8-sig", "replace").split():
-            yield number, columns
+        if text := line.decode("utf-8-sig", "replace").strip():
+            yield number, [column.strip() for column in text.split("\t")] if "\t" in text else text.split()

@@ -2,6 +2,7 @@
 
 In: the rows of table.json, the content of details.json, the lines of queries.jsonl and passages.jsonl. Out: the text of
 report.html. Nothing is computed here but positions on a scale. All texts are escaped: corpora hold markup, and worse.
+However large the sets, the queries take no more than `BUDGET` bytes; what is left out is said.
 """
 
 from __future__ import annotations
@@ -16,6 +17,12 @@ from reranker.evaluate.table import COLOURS, described, tables, title
 
 SHOWN = 2_000
 """Queries whose passages are in the file, those on which systems differ most: all of a large set would not load."""
+FIRST = 20
+"""Passages of a query that are shown of each system; the right ones are whatever their rank."""
+CHARACTERS = 1_000
+"""Of a text."""
+BUDGET = 16_000_000
+"""Bytes of the queries and their passages; no more than half of it are the queries' own lines."""
 RANKS = ("1", "2", "3", "4 to 5", "6 to 10", "below 10", "not found")
 _OTHER_COLOURS = ("#0f766e", "#a16207", "#be185d", "#4d7c0f", "#0369a1", "#7e22ce")
 
@@ -38,19 +45,18 @@ def page(
         _part(heading, part, about, details, [line for line in queries if line["set"] == heading] or queries)
         for heading, part, about in tables(rows, details)
     ]
-    embedded = json.dumps(_embedded(queries, passages, metrics), ensure_ascii=False, separators=(",", ":"))
+    embedded, left_out = _embedded(queries, passages, metrics)
     return environment.from_string(template).render(
         name=name,
         parts=parts,
         metrics=[title(metric) for metric in metrics],
         systems=_systems(queries),
         ranks=RANKS,
-        shown=min(SHOWN, len(queries)),
         count=len(queries),
+        left_out=left_out,
         details=details,
         environment=sorted(details["environment"].items()),
-        # As part of a script element: an end tag in a text must not end it.
-        data=Markup(embedded.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")),
+        data=Markup(_written(embedded)),
     )
 
 
@@ -138,8 +144,8 @@ def _bin(rank: int | None) -> str:
 
 def _embedded(
     queries: Sequence[Mapping[str, Any]], passages: Sequence[Mapping[str, Any]], metrics: Sequence[str]
-) -> dict[str, Any]:
-    """What the page's script reads: a line for each query, and the texts of those that can be opened."""
+) -> tuple[dict[str, Any], list[str]]:
+    """What the page's script reads: a line for each query, and the texts of those that can be opened; what is not."""
 
     def apart(line: Mapping[str, Any]) -> float:
         return max(
@@ -148,43 +154,89 @@ def _embedded(
             default=0.0,
         )  # fmt: skip
 
-    opened = sorted(range(len(queries)), key=lambda number: (-apart(queries[number]), number))[:SHOWN]
-    with_passages = frozenset(opened)
-    wanted = {
-        (line["set"], name)
-        for number in opened
-        for line in (queries[number],)
-        for name in (*line["candidates"], *line["judged"])
-    }
     systems = [one["name"] for one in _systems(queries)]
+    ordered = sorted(range(len(queries)), key=lambda number: (-apart(queries[number]), number))
+    lines, room = {}, BUDGET // 2
+    for number in ordered:
+        line = _line(queries[number], systems, metrics)
+        if (size := _size(line)) <= room:
+            lines[number], room = line, room - size
+    known = {(one["set"], one["id"]): one["text"] for one in passages}
+    texts: dict[str, str] = {}
+    room, opened = BUDGET // 2, 0
+    for number in list(lines)[:SHOWN]:
+        found = _passages(queries[number], systems)
+        names = (*found["candidates"], *found["judged"])
+        wanted = [(queries[number]["set"], name) for name in names]
+        new = {_key(name): _cut(known[name]) for name in wanted if name in known and _key(name) not in texts}
+        if (size := _size(found) + _size(new)) <= room:
+            lines[number]["opened"], room, opened = found, room - size, opened + 1
+            texts |= new
+    data = {
+        "systems": systems, "metrics": list(metrics), "titles": [title(metric) for metric in metrics],
+        "queries": [lines[number] for number in sorted(lines)], "texts": texts,
+    }  # fmt: skip
+    left_out = []
+    if len(lines) < len(queries):
+        left_out.append(f"Listed are the {len(lines):,} on which systems differ most.")
+    if opened < len(queries):
+        left_out.append(f"Of the {opened:,} on which systems differ most the passages are here.")
+    if any(len(line["candidates"]) > FIRST for line in queries):
+        left_out.append(f"Of each system the first {FIRST} passages are shown, and the right ones.")
+    if any(len(text) > CHARACTERS for text in (*known.values(), *(line["query"] for line in queries))):
+        left_out.append(f"Texts are cut after {CHARACTERS:,} characters.")
+    return data, [*left_out, "All is in queries.jsonl and passages.jsonl."] if left_out else []
+
+
+def _line(line: Mapping[str, Any], systems: Sequence[str], metrics: Sequence[str]) -> dict[str, Any]:
+    """A query that is not opened."""
     return {
-        "systems": systems,
-        "metrics": list(metrics),
-        "titles": [title(metric) for metric in metrics],
-        "queries": [
-            {
-                "set": line["set"], "qid": line["qid"], "query": line["query"],
-                "ranks": [line["ranks"].get(system) for system in systems],
-                "values": [[round(of[metric], 4) for metric in metrics] if (of := line["metrics"].get(system)) else None
-                           for system in systems],
-                "opened": _passages(line, systems) if number in with_passages else None,
-            }
-            for number, line in enumerate(queries)
-        ],
-        "texts": {
-            json.dumps([one["set"], one["id"]], ensure_ascii=False, separators=(",", ":")): one["text"]
-            for one in passages if (one["set"], one["id"]) in wanted
-        },
+        "set": line["set"], "qid": line["qid"], "query": _cut(line["query"]),
+        "ranks": [line["ranks"].get(system) for system in systems],
+        "values": [[round(of[metric], 4) for metric in metrics] if (of := line["metrics"].get(system)) else None
+                   for system in systems],
+        "opened": None,
     }  # fmt: skip
 
 
 def _passages(line: Mapping[str, Any], systems: Sequence[str]) -> dict[str, Any]:
+    """The candidates that are shown of any system; the order is that of the places among them, with their ranks."""
+    candidates = line["candidates"]
+    judged = {name: grade for name, grade in line["judged"].items() if grade > 0}
+    ranked = {
+        system: [(rank, place) for rank, place in enumerate(line["order"][system], 1)
+                 if rank <= FIRST or candidates[place] in judged]
+        for system in systems if system in line["order"]
+    }  # fmt: skip
+    kept = sorted({place for of in ranked.values() for _, place in of})
+    new = {place: index for index, place in enumerate(kept)}
     return {
-        "candidates": line["candidates"],
-        "judged": line["judged"],
-        "order": [line["order"].get(system) for system in systems],
+        "candidates": [candidates[place] for place in kept],
+        "judged": judged,
+        "order": [[new[place] for _, place in ranked[system]] if system in ranked else None for system in systems],
+        "at": [[rank for rank, _ in ranked[system]] if system in ranked else None for system in systems],
         "scores": [
-            [round(score, 4) for score in line["scores"][system]] if system in line["scores"] else None
+            [round(line["scores"][system][place], 4) for place in kept] if system in line["scores"] else None
             for system in systems
         ],
     }
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= CHARACTERS else text[:CHARACTERS] + " …"
+
+
+def _key(name: tuple[str, str]) -> str:
+    """(set, id) as the page's script writes it."""
+    return json.dumps(name, ensure_ascii=False, separators=(",", ":"))
+
+
+def _written(value: Any) -> str:
+    """JSON as part of a script element: an end tag in a text must not end it."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def _size(value: Any) -> int:
+    """Bytes that it takes in the page, with the comma behind it."""
+    return len(_written(value).encode("utf-8")) + 1

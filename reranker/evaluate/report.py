@@ -109,7 +109,7 @@ def _whole(output: Path, details: dict[str, Any]) -> bool:
 
 def _check(config: EvaluateConfig) -> None:
     at_least = {"depth": 1, "contexts": 1, "sample": 1, "resamples": 100, "permutations": 100, "batch_tokens": 1,
-                "seed": 0, "max_length": 8, "latency": 0}  # fmt: skip
+                "seed": 0, "max_length": 8, "latency": 0, "window_overlap": 0, "window_best": 1}  # fmt: skip
     for key, least in at_least.items():
         if (value := getattr(config, key)) is not None and value < least:
             raise UserError(key, str(value), f"{least} or more", "change the value")

@@ -150,15 +150,18 @@ def _found(name: str, settings: SetConfig, config: EvaluateConfig) -> Evaluation
         raise UserError(f"{prefix}run", f"a run beside stage={stage.value}", "stage=run", "leave one of them out")
     if stage is Stage.dense and settings.dense.model is None:
         raise UserError(f"{prefix}dense.model", "no value", "an encoder", f"say {prefix}dense.model=...")
-    first = settings.depth or config.depth
+    bm25 = settings.bm25 or config.first_stage
+    if settings.depth is not None and settings.depth < 1:
+        raise UserError(f"{prefix}depth", str(settings.depth), "1 or more", "change the value")
+    if comes_with:  # all of its candidates are ranked
+        return EvaluationSet(name, form, files, stage, (), bm25, settings)
+    first = config.depth if settings.depth is None else settings.depth
     depths = (first, *(depth for depth in settings.depths or config.depths if depth != first))
     if min(depths) < 1:
         raise UserError(f"{prefix}depths", str(min(depths)), "1 or more", "change the value")
     if config.contexts > first:
         raise UserError("contexts", str(config.contexts), f"at most {prefix}depth={first}", "raise depth or lower it")
-    if comes_with:
-        depths = ()
-    return EvaluationSet(name, form, files, stage, depths, settings.bm25 or config.first_stage, settings)
+    return EvaluationSet(name, form, files, stage, depths, bm25, settings)
 
 
 def _files(form: SetForm, path: Path | None, settings: SetConfig, prefix: str) -> dict[str, Path]:

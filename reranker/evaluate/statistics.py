@@ -1,12 +1,14 @@
 """How sure a difference of two systems is: p-values of paired randomisation tests, Holm's correction, means over sets.
 
 In: differences_Q, one value a query, and the cluster of each query. Out: numbers. Queries of one cluster share a
-document and are not independent: they are resampled, and change sides, together. Pure functions.
+document and are not independent: they are resampled, and change sides, together. So are clusters of one name in several
+sets: these may hold the same queries. Where only the name is shared nothing is lost, for what is independent may be
+drawn together as well. Pure functions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
@@ -14,41 +16,47 @@ from reranker.evaluate.metrics import Estimate
 
 Sample = tuple[np.ndarray, Sequence[Hashable]]
 """(one value for each query, the cluster of each) of a set."""
+DRAWN = 1 << 22
+"""Random numbers that are in memory at a time, at most, but for one draw of each cluster."""
 
 
-def by_cluster(values_Q: np.ndarray, clusters: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:
-    """(the sum, the count) of each cluster, in the order in which they first come."""
-    names: Mapping[Hashable, int] = {name: index for index, name in enumerate(dict.fromkeys(clusters))}
-    member_Q = np.array([names[name] for name in clusters])
-    return np.bincount(member_Q, weights=values_Q), np.bincount(member_Q).astype(np.float64)
+def by_cluster(samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
+    """(sums_SC, counts_SC) of each set's values in each cluster of any set, in the order in which they first come."""
+    names = {name: index for index, name in enumerate(dict.fromkeys(name for _, of in samples for name in of))}
+    members = [np.array([names[name] for name in clusters]) for _, clusters in samples]
+    of_sets = zip(members, samples, strict=True)
+    sums_SC = np.array([np.bincount(member_Q, values_Q, len(names)) for member_Q, (values_Q, _) in of_sets])
+    return sums_SC, np.array([np.bincount(member_Q, minlength=len(names)) for member_Q in members], np.float64)
 
 
 def p_value(samples: Sequence[Sample], permutations: int = 10_000, seed: int = 42) -> float:
     """Two-sided p of the paired randomisation test that the mean difference, averaged over the sets, is 0.
 
     Under the null hypothesis the two systems are one, so that the sign of each cluster's difference is drawn anew.
-    All signs are tried where there are no more than `permutations` of them. Smucker, Allan and Carterette, CIKM 2007.
+    All signs are tried where there are no more than `permutations` of them; else the signs as they are found count as
+    one of those drawn, so that p is never 0. Smucker, Allan and Carterette, CIKM 2007.
     """
-    from scipy.stats import permutation_test
-
     # Each cluster's part in the mean over the sets: the statistic is their plain sum.
-    parts_C = np.concatenate(
-        [by_cluster(values_Q, clusters)[0] / (len(values_Q) * len(samples)) for values_Q, clusters in samples]
-    )
+    sums_SC, counts_SC = by_cluster(samples)
+    parts_C = (sums_SC / counts_SC.sum(axis=1, keepdims=True)).sum(axis=0) / len(samples)
     parts_C = parts_C[parts_C != 0]  # a sign of nothing changes nothing
-    if not len(parts_C):
-        return 1.0
+    # Equal totals differ in their last bits where they are summed in another order.
+    least = abs(parts_C.sum()) - 1e-12 * np.abs(parts_C).sum()
+    size = max(1, DRAWN // max(1, len(parts_C)))
+    if 2 ** len(parts_C) <= permutations:
+        every_RC = np.arange(2 ** len(parts_C))[:, None] >> np.arange(len(parts_C)) & 1
+        return float(np.mean(_as_far(every_RC, parts_C, least)))
+    generator = np.random.default_rng(seed)
+    found = 1
+    for start in range(0, permutations, size):
+        drawn_RC = generator.integers(2, size=(min(size, permutations - start), len(parts_C)), dtype=np.int8)
+        found += int(_as_far(drawn_RC, parts_C, least).sum())
+    return found / (permutations + 1)
 
-    def total(parts: np.ndarray, axis: int = -1) -> np.ndarray:
-        return np.asarray(parts.sum(axis=axis))
 
-    if len(parts_C) == 1:
-        return 1.0  # its only two signs are equally far from 0
-    result = permutation_test(
-        (parts_C,), total, permutation_type="samples", vectorized=True, n_resamples=permutations, batch=500,
-        alternative="two-sided", random_state=np.random.default_rng(seed),
-    )  # fmt: skip
-    return min(1.0, float(result.pvalue))
+def _as_far(sides_RC: np.ndarray, parts_C: np.ndarray, least: float) -> np.ndarray:
+    """Whether the total is at least so far from 0 where the parts of side 0 change their sign."""
+    return np.asarray(np.abs(2 * (sides_RC @ parts_C) - parts_C.sum()) >= least)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -68,17 +76,23 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def estimate_over_sets(samples: Sequence[Sample], resamples: int = 2000, seed: int = 42) -> Estimate:
     """The mean of the sets' means, each set counting alike, with its 95% percentile bootstrap interval.
 
-    The clusters of each set are resampled within it.
+    Each cluster gets one random weight in all sets that it is in (the Bayesian bootstrap: Rubin, Annals of Statistics
+    1981). Drawing clusters with replacement would leave a small set without any where a large one holds it.
     """
     value = float(np.mean([np.mean(values_Q) for values_Q, _ in samples]))
     if all(len(set(clusters)) < 2 or np.ptp(values_Q) == 0 for values_Q, clusters in samples):
         return Estimate(value, value, value)
+    sums_SC, counts_SC = by_cluster(samples)
     generator = np.random.default_rng(seed)
-    means_R = np.zeros(resamples)
-    for values_Q, clusters in samples:
-        sums_C, counts_C = by_cluster(values_Q, clusters)
-        for start in range(0, resamples, 500):
-            drawn = generator.integers(len(sums_C), size=(min(500, resamples - start), len(sums_C)))
-            means_R[start : start + 500] += sums_C[drawn].sum(axis=1) / counts_C[drawn].sum(axis=1) / len(samples)
-    low, high = np.percentile(means_R, [2.5, 97.5])
+    size = max(1, DRAWN // sums_SC.shape[1])
+    means = []
+    for start in range(0, resamples, size):
+        weights_RC = generator.standard_exponential((min(size, resamples - start), sums_SC.shape[1]))
+        means.append(np.mean((weights_RC @ sums_SC.T) / (weights_RC @ counts_SC.T), axis=1))
+    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
     return Estimate(value, float(low), float(high))
+
+
+def told_p(p: float) -> str:
+    """A p-value as tables have it. That of a randomisation test is never 0."""
+    return "p < 0.001" if p < 0.001 else f"p {p:.3f}"

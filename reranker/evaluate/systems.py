@@ -17,7 +17,8 @@ import numpy as np
 
 from reranker.config.models import EvaluateConfig
 from reranker.evaluate.crew import Crew, deal
-from reranker.model.reranker import WINDOW, Reranker
+from reranker.model.reranker import Reranker
+from reranker.model.windows import Layout, sizes_of
 
 BASE, TUNED = "base", "fine-tuned"
 KEYS = {BASE: "base", TUNED: "model"}
@@ -68,6 +69,7 @@ class RerankerSystem:
             self._reranker = Reranker(
                 path, device=self._device, precision=config.precision.value, max_length=config.max_length,
                 batch_tokens=config.batch_tokens, packing=config.packing.value, untrained_head=key == "base", key=key,
+                long=config.long.value, window_overlap=config.window_overlap, window_best=config.window_best,
             )  # fmt: skip
             if self._reranker.fresh_head:
                 print(f"note: base={path} has no score head; its row is that of a randomly drawn one", file=sys.stderr)
@@ -84,26 +86,28 @@ def score_together(
 ) -> np.ndarray:  # fmt: skip
     """`reranker.score_pairs`, each batch of it on one rank. Raises UserError for a score that is not finite."""
     scores_N = np.empty(len(pairs), dtype=np.float32)
-    for start in range(0, len(pairs), WINDOW):
-        window = pairs[start : start + WINDOW]
+    for start, end in reranker.portions(pairs):
+        portion = pairs[start:end]
         # Each rank counts the tokens of its share, and all plan the same batches of all.
-        bounds = [len(window) * rank // crew.world for rank in range(crew.world + 1)]
-        own = reranker.encode(window[bounds[crew.rank] : bounds[crew.rank + 1]])
-        lengths = [length for share in crew.gather([len(pair.ids) for pair in own]) for length in share]
-        batches = deal(reranker.batches(lengths), crew.rank, crew.world)
-        wanted = sorted(index for batch in batches for index in batch)
+        bounds = [len(portion) * rank // crew.world for rank in range(crew.world + 1)]
+        own = reranker.windows(portion[bounds[crew.rank] : bounds[crew.rank + 1]])
+        layout = Layout([sizes for share in crew.gather(sizes_of(own)) for sizes in share])
+        batches = deal(reranker.batches(layout.lengths), crew.rank, crew.world)
+        wanted = layout.pairs_of([place for batch in batches for place in batch])
         again = [index for index in wanted if not bounds[crew.rank] <= index < bounds[crew.rank + 1]]
-        encoded = dict(zip(again, reranker.encode([window[index] for index in again]), strict=True))
-        encoded |= dict(enumerate(own, bounds[crew.rank]))
+        windows = dict(zip(again, reranker.windows([portion[index] for index in again]), strict=True))
+        windows |= dict(enumerate(own, bounds[crew.rank]))
         found: list[tuple[list[int], np.ndarray]] = []
         for batch in batches:
-            found.append((batch, reranker.forward([encoded[index] for index in batch])))
-            advance(len(batch) * crew.world)
-        times_N = np.zeros(len(window), dtype=np.int64)
+            found.append((batch, reranker.forward(layout.pick(windows, batch))))
+            advance(layout.begun(batch) * crew.world)
+        values_W = np.empty(len(layout.lengths), dtype=np.float32)
+        times_W = np.zeros(len(layout.lengths), dtype=np.int64)
         for batch, values in (item for share in crew.gather(found) for item in share):
-            scores_N[[start + index for index in batch]] = values
-            times_N[batch] += 1
-        assert (times_N == 1).all(), "a pair that was scored by no rank, or by two"
+            values_W[batch] = values
+            times_W[batch] += 1
+        assert (times_W == 1).all(), "a window that was scored by no rank, or by two"
+        scores_N[start:end] = layout.scores(values_W, reranker.long.best)
     reranker.refuse_lost(scores_N, pairs)
     return scores_N
 

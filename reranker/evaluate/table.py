@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
 from reranker.evaluate.measures import AMONG_CONTEXTS
+from reranker.evaluate.statistics import told_p
 
 COLOURS = {"without-reranker": "#6b7280", "base": "#2563a8", "fine-tuned": "#c2410c", "fused": "#7c3aed"}
 COLUMNS = 3
@@ -40,6 +41,9 @@ def show(rows: Sequence[Mapping[str, Any]], details: Mapping[str, Any]) -> None:
                 pairs = [(f"{row['system']} minus\n{row['minus']}", row) for row in about["differences"]]
                 console.print()
                 console.print(_grid("difference", pairs, some, "{:+.3f}"))
+            for depth, of_depth in about.get("depths", {}).items():
+                console.print(f"\nAt depth {depth}:\n")
+                console.print(_grid("system", [(row["system"], row) for row in of_depth], some, "{:.3f}"))
         console.print()
         console.print(Text(" ".join(_notes(set_rows, about, details)), style="dim"))
 
@@ -135,8 +139,12 @@ def draw(rows: Sequence[Mapping[str, Any]], details: Mapping[str, Any], stream: 
 
 def scored(details: Mapping[str, Any]) -> str:
     """How the rerankers scored, in words."""
-    environment, max_length = details["environment"], details["settings"]["max_length"]
-    cut = f", at most {max_length} tokens a pair" if max_length else ""
+    environment, settings = details["environment"], details["settings"]
+    cut = f", at most {settings['max_length']} tokens a pair" if settings["max_length"] else ""
+    if settings.get("long") == "windows":
+        best = settings["window_best"]
+        cut += ", longer passages by " + ("the best of their windows" if best == 1 else f"their best {best} windows")
+        cut += f" (overlap {settings['window_overlap']})"
     return f"Scored in {environment['precision']} ({environment['device']}){cut}"
 
 
@@ -158,7 +166,7 @@ def described(about: Mapping[str, Any], details: Mapping[str, Any]) -> str:
 
 
 def _parts(found: Mapping[str, float], form: str) -> tuple[str, str]:
-    p = f", p {found['p_holm']:.3f}" if "p_holm" in found else ""
+    p = f", {told_p(found['p_holm'])}" if "p_holm" in found else ""
     return form.format(found["value"]), f"[{form.format(found['low'])}, {form.format(found['high'])}]{p}"
 
 

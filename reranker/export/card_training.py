@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,9 @@ def training_rows(facts: CardFacts, say: Words) -> list[tuple[str, Any]]:
         *passages.rows(data, say),
         ("max_length", contract.max_length),
         ("query_max_length", contract.query_max_length),
+        ("passage_max_length", contract.passage_max_length),
+        ("query_prefix", _quoted(contract.query_prefix)),
+        ("passage_prefix", _quoted(contract.passage_prefix)),
         ("truncation", contract.truncation),
         ("weight_decay", _number(optim.get("weight_decay"))),
         ("schedule", say("training.values.schedule") if "lr" in optim else None),
@@ -73,6 +77,11 @@ def _loss(settings: Mapping[str, Any], say: Words) -> str:
             parts.append(times + say(f"training.losses.{name}")
                          + ("" if temperature == 1 else say(divided, temperature=temperature)))  # fmt: skip
     return " + ".join(parts)
+
+
+def _quoted(prefix: str) -> str | None:
+    """A prefix for a cell of a table, with the blanks at its ends to be seen; None for an empty one."""
+    return f"`{json.dumps(prefix, ensure_ascii=False)}`".replace("|", "\\|") if prefix else None
 
 
 def _number(value: float | None) -> str | None:

@@ -1,7 +1,8 @@
 """What every model directory that we write has in common: stock files, whole, which whoever reads one can all read.
 
 In: a model and its tokenizer, and a directory that is being made. Out: config.json, model.safetensors (several, where
-they are large) and the tokenizer in it, loaded by transformers 4 and 5 alike; the limit of a pair, for servers.
+they are large) and the tokenizer in it, loaded by transformers 4 and 5 alike; the limit of a pair, for servers; what
+stands before every query, for sentence-transformers.
 """
 
 from __future__ import annotations
@@ -33,11 +34,26 @@ def save(model: Any, tokenizer: Any, staging: Path, state: Mapping[str, torch.Te
     if contract := getattr(model.config, CONFIG_KEY, None):
         # TEI and vLLM take from here how long a pair may be; CrossEncoder does not read it.
         limit = {"max_seq_length": contract["max_length"], "do_lower_case": False}
+        if prefix := contract.get("query_prefix"):
+            limit |= {"transformer_task": "sequence-classification"}
+            _write_prompt(staging, prefix)
         write_json(staging / "sentence_bert_config.json", limit)
     written = read_json(staging / "tokenizer_config.json")
     if written["tokenizer_class"] == "TokenizersBackend":
         # transformers 4 knows the same class by this name only, and 5 reads both.
         write_json(staging / "tokenizer_config.json", written | {"tokenizer_class": "PreTrainedTokenizerFast"})
+
+
+def _write_prompt(staging: Path, prefix: str) -> None:
+    """Let CrossEncoder put a prefix before each query.
+
+    Since sentence-transformers 5.4 it reads prompts where it finds a modules.json, and puts the default one before the
+    first text of a pair, without a blank between. There is none for the second text.
+    """
+    module = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"}
+    write_json(staging / "modules.json", [module])
+    prompts = {"model_type": "CrossEncoder", "prompts": {"query": prefix}, "default_prompt_name": "query"}
+    write_json(staging / "config_sentence_transformers.json", prompts)
 
 
 def finish(staging: Path) -> None:

@@ -6,7 +6,7 @@ card and, where it is asked for, the model in ONNX. No network is used.
 
 The contract of a score, and who reads it where:
 
-    config.json                 reranker: max_length, query_max_length, truncation, the order of a pair, the raw logit
+    config.json                 reranker: prefixes, lengths, truncation, the order of a pair, the raw logit
                                 sentence_transformers.activation_fn: the identity, for CrossEncoder and vLLM
                                 one label with its name: TEI and vLLM take the model for a reranker
     tokenizer_config.json       model_max_length: transformers' and CrossEncoder's limit of a pair
@@ -21,24 +21,29 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from reranker.config.common import Precision
+from reranker.config.common import Device, Precision
 from reranker.config.models import ExportConfig
+from reranker.config.regression_gate import ExportGateConfig
 from reranker.data.dataset import parse_sources
 from reranker.data.tokenize import CONFIG_KEY, Contract
 from reranker.errors import UserError
+from reranker.evaluate.regression_gate import FILE as GATE
+from reranker.evaluate.regression_gate import Verdict
 from reranker.export.directory import check_output, finish, save
+from reranker.export.gate import Try, gate_of_export
 from reranker.export.model_card import LICENSES, METRICS, CardFacts, model_card
 from reranker.export.onnx import FILE, check_packages, write_onnx
 from reranker.export.performance import performance_of
-from reranker.export.quantize import INT8_FILE, Agreement, write_int8
+from reranker.export.quantize import INT8_FILE, Agreement, read_judges, write_int8
 from reranker.export.reload import check_reload
-from reranker.files import atomic_directory, read_json, write_text
+from reranker.files import atomic_directory, read_json, write_json, write_text
+from reranker.groups import Group
 from reranker.model.cross_encoder import load_config, load_tokenizer
 from reranker.train.run_directory import CONFIG, INITIAL
 
@@ -56,6 +61,8 @@ def export_command(config: ExportConfig) -> int:
         config.onnx,
         config.int8,
         config.int8_agreement,
+        config.gate,
+        config.device,
     )
     beside = f", with {FILE} in fp32" if config.onnx else ""
     beside += f" and {INT8_FILE}" if config.int8 else ""
@@ -72,6 +79,8 @@ def export_run(
     onnx: bool = False,
     int8: str | None = None,
     int8_agreement: float = 0.95,
+    gate: ExportGateConfig | None = None,
+    device: Device = Device.auto,
 ) -> Path:
     """Export one checkpoint of a run and return the directory written.
 
@@ -83,10 +92,12 @@ def export_run(
         onnx: whether to write the model in ONNX as well. It has the weights as `dtype` rounds them, in float32.
         int8: groups by which an ONNX file in 8 bits is judged, which is written as well; None: there is none.
         int8_agreement: share of two passages of a query that it must leave in their order.
+        gate: what the weights may lose on guard sets; None: what the run says.
+        device: where guard sets are scored.
 
-    Raises UserError for a directory that is no run, a checkpoint that is not there, weights that do not fit
-    the base model, values beyond fp16, an output directory that holds something else, a `report` of other
-    weights, and for ONNX where its packages are missing or its scores are not the model's.
+    Raises UserError for a model that fails its gate, a directory that is no run, a checkpoint that is not there,
+    weights that do not fit the base model, values beyond fp16, an output directory that holds something else, a
+    `report` of other weights, and for ONNX where its packages are missing or its scores are not the model's.
     """
     from reranker.train.checkpoint import find, read_state, read_weights
 
@@ -101,22 +112,27 @@ def export_run(
         raise UserError("int8_agreement", str(int8_agreement), "a share from 0 to 1", "change the value")
     if onnx:
         check_packages()
+    judges = read_judges(int8) if int8 else None  # a file that cannot be read is told before the export, not behind it
     check_output(output)
     settings = read_json(run_dir / CONFIG, "name the run_dir of a training")
     if not isinstance(settings, dict) or not isinstance(data := settings.get("data"), dict):
         raise UserError(run_dir / CONFIG, "no settings of a training", "the run directory of a training",
                         "name its run_dir")  # fmt: skip
-    contract = Contract(data["max_length"], data["query_max_length"], data["truncation"])
+    contract = Contract.of_settings(data)
     found = find(run_dir, checkpoint)
+    state = read_state(found)
+    asked = gate or ExportGateConfig()
+    tried = gate_of_export(asked, settings, state, run_dir, found.name, checkpoint, contract, device)
     weights = read_weights(found)
-    facts = _facts(settings, read_state(found), contract, dtype, sum(map(torch.Tensor.numel, weights.values())))
+    facts = _facts(settings, state, contract, dtype, sum(map(torch.Tensor.numel, weights.values())))
 
-    def card(written: Path, quantised: Agreement | None) -> str:
+    def card(written: Path, quantised: Agreement | None, verdict: Verdict | None) -> str:
         table = report or run_dir / "report" / "table.json"
         performance = performance_of(written, table, required=report is not None)
-        return model_card(dataclasses.replace(facts, performance=performance, onnx=onnx, int8=quantised))
+        known = dataclasses.replace(facts, performance=performance, onnx=onnx, int8=quantised, gate=verdict)
+        return model_card(known)
 
-    export_weights(weights, run_dir / INITIAL, output, contract, card, dtype, onnx, int8, int8_agreement)
+    export_weights(weights, run_dir / INITIAL, output, contract, card, dtype, onnx, judges, int8_agreement, tried)
     return output
 
 
@@ -125,20 +141,22 @@ def export_weights(
     base: Path,
     output: Path,
     contract: Contract,
-    card: Callable[[Path, Agreement | None], str],
+    card: Callable[[Path, Agreement | None, Verdict | None], str],
     dtype: Precision = Precision.fp32,
     onnx: bool = False,
-    int8: str | None = None,
+    judges: Sequence[Group] | None = None,
     int8_agreement: float = 0.95,
+    tried: Try = lambda written: None,
 ) -> None:
     """Write a model directory.
 
     Args:
         weights: every parameter of the AutoModelForSequenceClassification of `base`, by name; no buffers.
         base: directory with the config and the tokenizer of the base model; the dropout values are its own.
-        card: makes the model card, given the directory that the weights have just been written to, and how far the
-            8-bit file agrees with them, if there is one.
-        onnx, int8, int8_agreement: as `export_run` has them.
+        card: makes the model card, given the directory that the weights have just been written to, how far the
+            8-bit file agrees with them, if there is one, and the verdict of their gate, if they have one.
+        tried: gives that verdict, and is written beside the weights.
+        onnx, int8_agreement: as `export_run` has them. judges: the groups of its `int8`.
     """
     check_output(output)
     model = _model(weights, base, contract, DTYPES[dtype])
@@ -149,10 +167,12 @@ def export_weights(
         # float32 of the rounded weights: what all who load the directory in float32 score with.
         model.float().eval()
         check_reload(model, tokenizer, contract, staging)
+        if verdict := tried(staging):
+            write_json(staging / GATE, verdict.to_dict())
         if onnx:
             write_onnx(model, staging, contract.max_length)
-        quantised = write_int8(model, tokenizer, contract, staging, int8, int8_agreement) if int8 else None
-        write_text(staging / "README.md", card(staging, quantised))
+        quantised = write_int8(model, tokenizer, contract, staging, judges, int8_agreement) if judges else None
+        write_text(staging / "README.md", card(staging, quantised, verdict))
         finish(staging)
 
 

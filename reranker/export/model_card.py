@@ -1,7 +1,7 @@
 """What is known of a training run -> the README.md of its exported model. A pure function.
 
 In: `CardFacts`. Out: Markdown with YAML front matter, in the shape of Dongjin-kr/ko-reranker's card: what the
-model is, how libraries score with it, its data, its performance, whether it passed its gate, how and on what it was
+model is, whether it passed its gate, how libraries score with it, its data, its performance, how and on what it was
 trained, and its limits. A fact that is not known is left out, never guessed. A model for a language of which
 `card_words` has the sentences gets all of it in that language, and in English below. How the facts are gathered is
 `export.huggingface`'s business.
@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from reranker.data.tokenize import Contract
-from reranker.export import passages
+from reranker.evaluate.regression_gate import Verdict
+from reranker.evaluate.statistics import told_p
+from reranker.export import gate, passages
 from reranker.export.card_training import training_rows
 from reranker.export.card_words import LANGUAGES, Words
 from reranker.export.performance import Performance
@@ -58,7 +60,7 @@ class CardFacts:
         device: what it trained on, by its name, or None.
         dev: metrics of the chosen checkpoint on the dev groups.
         performance: of exactly the exported weights in an evaluation, or None.
-        gate: what became of the model's gate, as Markdown, or None where none was run.
+        gate: what it lost against its base on guard sets, or None where there was no gate.
         versions: of the libraries that trained.
         onnx: whether the model lies in the directory in ONNX as well.
         int8: how far the ONNX file in 8 bits agrees with the model, or None where there is none.
@@ -86,7 +88,7 @@ class CardFacts:
     device: str | None = None
     dev: Mapping[str, float] = field(default_factory=dict)
     performance: Performance | None = None
-    gate: str | None = None
+    gate: Verdict | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     onnx: bool = False
     int8: Agreement | None = None
@@ -176,7 +178,8 @@ reranker export run=RUN{dtype}
 
 
 def _gate(facts: CardFacts, say: Words) -> str:
-    return f"## {say('gate.title')}\n\n{facts.gate}" if facts.gate else ""
+    """Above all else: whoever takes the model should know what it is worse at."""
+    return gate.section(facts.gate, say) if facts.gate else ""
 
 
 def _training(facts: CardFacts, say: Words) -> str:
@@ -222,7 +225,7 @@ def _limits(facts: CardFacts, say: Words) -> str:
     return f"## {say('limits.title')}\n\n" + "\n".join(f"- {text}" for text in told if text)
 
 
-_SECTIONS = (_introduction, _usage, _data, _performance, _gate, _training, _environment, _limits)
+_SECTIONS = (_introduction, _gate, _usage, _data, _performance, _training, _environment, _limits)
 
 
 def _table(
@@ -239,7 +242,7 @@ def _interval(cell: Mapping[str, float] | None, form: str) -> str:
     if not cell:
         return ""
     low, high = (form.format(cell[side]) if side in cell else "" for side in ("low", "high"))
-    p = f", p {cell['p_holm']:.3f}" if "p_holm" in cell else ""
+    p = f", {told_p(cell['p_holm'])}" if "p_holm" in cell else ""
     return form.format(cell["value"]) + (f" [{low}, {high}]" if low and high else "") + p
 
 

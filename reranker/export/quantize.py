@@ -9,9 +9,11 @@ without it, and scores would depend on the machine. Raises UserError where too f
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,10 @@ import torch
 
 from reranker.data.collate import pack_pairs
 from reranker.data.tokenize import Contract, Pair, PairTokenizer
-from reranker.errors import UserError
+from reranker.errors import UserError, shorten
 from reranker.export.card_words import Words
 from reranker.export.onnx import FILE, quietly
-from reranker.groups import read_groups
+from reranker.groups import Group, read_groups
 from reranker.model.cross_encoder import score_pairs
 
 INT8_FILE = "onnx/model_quantized.onnx"
@@ -70,33 +72,51 @@ def agreement(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> Ag
                      same / total if total else 1.0, best / len(expected))  # fmt: skip
 
 
-def write_int8(model: Any, tokenizer: Any, contract: Contract, directory: Path, groups: str, least: float) -> Agreement:
+def read_judges(path: str) -> list[Group]:
+    """The groups by which an 8-bit file is judged: the first 64 of a file. Raises UserError."""
+    return list(itertools.islice(read_groups(path), GROUPS))
+
+
+def write_int8(
+    model: Any, tokenizer: Any, contract: Contract, directory: Path, groups: Sequence[Group], least: float
+) -> Agreement:
     """Write the file beside the ONNX file of `directory`, and judge it by the passages of `groups`.
 
     Args:
         model: in float32, on the CPU and in eval mode.
-        groups: file of groups, of which the first 64 count, with 16 passages each at most.
+        groups: of each the first 16 passages count.
         least: the share of two passages that must keep their order.
 
-    Raises UserError below it, and for a file of groups that cannot be read.
+    Raises UserError below it, and where onnxruntime cannot quantise the model or run what came of it.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     encoder = PairTokenizer(tokenizer, contract)
-    chosen = itertools.islice(read_groups(groups), GROUPS)
-    encoded = [encoder.encode(group.prompted_query, [*group.pos, *group.neg][:PASSAGES]) for group in chosen]
+    encoded = [encoder.encode(group.prompted_query, [*group.pos, *group.neg][:PASSAGES]) for group in groups]
     path = directory / INT8_FILE
-    with quietly():
+    with _refusals_told("a model that onnxruntime {} cannot quantise"), quietly():
         quantize_dynamic(directory / FILE, path, weight_type=QuantType.QInt8, per_channel=True, reduce_range=True)
     with torch.inference_mode():
         expected = [np.concatenate([score_pairs(model, pack_pairs(batch, encoder.pad_id)).numpy()
                                     for batch in _batches(pairs)]) for pairs in encoded]  # fmt: skip
-    session = session_of(path)
-    found = agreement(expected, [onnx_scores(session, pairs, encoder.pad_id) for pairs in encoded])
+    with _refusals_told("a quantised file that onnxruntime {} cannot run"):
+        session = session_of(path)
+        scores = [onnx_scores(session, pairs, encoder.pad_id) for pairs in encoded]
+    found = agreement(expected, scores)
     if not found.order >= least:  # written so that NaN is refused
         raise UserError("int8", f"a quantised file with {found}", f"{least:.1%} in the same order",
                         "say int8=null, or a lower int8_agreement")  # fmt: skip
     return found
+
+
+@contextlib.contextmanager
+def _refusals_told(found: str) -> Iterator[None]:
+    """Raise a UserError, with the version in `found`, where the block fails: the errors have no class in common."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError("int8", f"{found.format(version('onnxruntime'))} ({shorten(error, 160)})",
+                        "a model that it can", "say int8=null") from error  # fmt: skip
 
 
 def session_of(path: Path, threads: int = 0) -> Any:

@@ -1,31 +1,30 @@
 """`reranker soup`: the weights between a base model and what was tuned from it (WiSE-FT, Wortsman et al. 2022).
 
 In: two models of one architecture and one tokenizer, and alpha: 0 is the base, 1 the tuned model, each to the bit. Of
-several alphas the one is taken whose model is best on dev groups. Out: a stock directory with the tuned model's
-contract, and its card with a section on what was mixed. A score head that the base lacks is the tuned model's.
+several alphas the one is taken whose model is best on dev groups, with a gate among those that pass it. Out: a stock
+directory with the tuned model's contract, and its card with a section on what was mixed. A score head that the base
+lacks is the tuned model's.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from reranker.config.models import SoupConfig
+from reranker.config.regression_gate import GateAction
 from reranker.data.tokenize import Contract, PairTokenizer
 from reranker.errors import UserError
-from reranker.evaluate.dev import DevEvaluator
 from reranker.evaluate.metrics import METRICS
+from reranker.export import gate
+from reranker.export.card_words import Words
 from reranker.export.directory import check_output
 from reranker.export.huggingface import export_weights
-from reranker.model.cross_encoder import load_tokenizer, load_weights, score_pairs
-from reranker.model.reranker import device_and_precision
-
-Weights = Mapping[str, torch.Tensor]
+from reranker.export.tasting import Tasted, Taster, Weights, best, table
+from reranker.model.cross_encoder import load_tokenizer, load_weights
+from reranker.train.gate import no_ranking
 
 
 def soup_command(config: SoupConfig) -> int:
@@ -37,23 +36,33 @@ def soup_command(config: SoupConfig) -> int:
         raise UserError("tuned", f"{config.tuned}, an encoder without a score head", "a trained reranker",
                         "train it first, or name an exported model")  # fmt: skip
     base, lacking = load_weights(config.base, torch.float32, key="base")
+    if lacking and config.gate.sets is not None and config.gate.base is None:
+        raise no_ranking("base", config.base)
     tokenizer = load_tokenizer(config.tuned, key="tuned")
     contract = Contract.of_model(tuned.config)
     encoder = PairTokenizer(tokenizer, contract)
     if PairTokenizer(load_tokenizer(config.base, key="base"), contract).fingerprint != encoder.fingerprint:
         raise UserError("base", f"{config.base} with another tokenizer", f"that of {config.tuned}",
                         "name the model that it was tuned from")  # fmt: skip
-    first, second = (dict(model.named_parameters()) for model in (base, tuned))
+    first, second = (
+        {name: tensor.detach().clone() for name, tensor in model.named_parameters()} for model in (base, tuned)
+    )
     first.update({name: second[name] for name in lacking if name in second})
     _check_same(config, first, second)
-    results = _results(config, alphas, first, second, tuned, encoder)
-    # Among equals the one that is nearer to the tuned model.
-    alpha = max(alphas, key=lambda one: (results[one][config.metric] if results else 0.0, one))
-    table = _table(results, alpha)
-    text = _card(config, alpha, table)
-    weights = interpolated(first, second, alpha)
-    export_weights(weights, Path(config.tuned), Path(config.output), contract, lambda *_: text, config.dtype)
-    print(table + f"wrote {config.output} with alpha {alpha:g}")
+    taster = Taster(config, tuned, encoder, interpolated(first, second, 0.0))
+    tasted = [taster.taste(alpha, interpolated(first, second, alpha)) for alpha in alphas]
+    chosen = best(tasted, config.metric)
+    told = table(tasted, chosen)
+    print(told, end="")
+    if chosen.verdict is not None and config.gate.action is GateAction.refuse:
+        what = f"no alpha above 0 that passes: {chosen.alpha:g}, " + "the best of them, " * (len(alphas) > 1)
+        gate.refuse(chosen.verdict, what.rstrip(", "), "try smaller alphas, or say gate.action=mark to write this one, "
+                    "with a card that says so")  # fmt: skip
+    weights = interpolated(first, second, chosen.alpha)
+    text = _card(config, chosen, told)
+    export_weights(weights, Path(config.tuned), Path(config.output), contract, lambda *_: text, config.dtype,
+                   tried=lambda written: chosen.verdict)  # fmt: skip
+    print(f"wrote {config.output} with alpha {chosen.alpha:g}")
     return 0
 
 
@@ -93,49 +102,22 @@ def _check_same(config: SoupConfig, base: Weights, tuned: Weights) -> None:
                             "name the model that it was tuned from")  # fmt: skip
 
 
-def _results(
-    config: SoupConfig, alphas: list[float], base: Weights, tuned: Weights, model: Any, encoder: PairTokenizer
-) -> dict[float, dict[str, float]]:
-    """{alpha: metrics on the dev groups}; empty without any."""
-    if not config.dev:
-        return {}
-    device, _ = device_and_precision(config.device.value, "fp32")
-    evaluator = DevEvaluator(config.dev, encoder)
-    kept = {name: tensor.detach().clone() for name, tensor in tuned.items()}
-    results = {}
-    model.to(device).eval()
-    for alpha in alphas:
-        model.load_state_dict(interpolated(base, kept, alpha), strict=False)
-        results[alpha], _ = evaluator.evaluate(
-            lambda pairs: score_pairs(model, pairs), 0, 1, lambda values: [values], device, packed=False
-        )
-    model.load_state_dict(kept, strict=False)
-    model.cpu()
-    return results
-
-
-def _table(results: Mapping[float, Mapping[str, float]], chosen: float) -> str:
-    if not results:
-        return ""
-    lines = ["| alpha | " + " | ".join(METRICS) + " |", "|---|" + "---:|" * len(METRICS)]
-    for alpha, found in results.items():
-        cells = " | ".join(f"{found[metric]:.4f}" for metric in METRICS)
-        lines.append(f"| {alpha:g}{' (chosen)' if math.isclose(alpha, chosen) else ''} | {cells} |")
-    return "\n".join(lines) + "\n"
-
-
-def _card(config: SoupConfig, alpha: float, table: str) -> str:
-    """The tuned model's card, with a section behind it."""
+def _card(config: SoupConfig, chosen: Tasted, told: str) -> str:
+    """The tuned model's card, with sections behind it."""
     readme = Path(config.tuned) / "README.md"
     text = (
         readme.read_text("utf-8", errors="replace").rstrip("\n")
         if readme.is_file()
         else f"# {Path(config.output).name}"
     )
-    chosen = f" It was chosen by {config.metric} on dev groups:\n\n{table}" if table else "\n"
+    alpha = chosen.alpha
+    how = f" It was chosen by {config.metric} on dev groups" if config.dev else ""
+    among = " among those that pass the gate below" if how and chosen.verdict and chosen.passed else ""
+    shown = f"{how}{among}:\n\n{told}" if how else f"\n\n{told}" if told else "\n"
+    gated = "\n" + gate.section(chosen.verdict, Words("en")) + "\n" if chosen.verdict else ""
     return f"""{text}
 
 ## Mixed weights
 
 Each weight is {1 - alpha:g} of {Path(config.base).name} and {alpha:g} of {Path(config.tuned).name}. What this card
-says above of an evaluation is of the latter.{chosen}"""
+says above of an evaluation, or of a gate, is of the latter.{shown}{gated}"""

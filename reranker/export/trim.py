@@ -6,12 +6,13 @@
 In: a directory or hub name, and texts. Out: a stock Hugging Face directory, with what was cut in trim.json and in its
 card. It appears only if the files that are in it cut every text of the corpus into the same pieces as before (of texts
 that use a piece that goes, as `min_frequency` has it, the number is told) and score the sample as the original does.
+A model that was trained with prefixes (`data/tokenize.py`) sees texts behind them: each counts with and without.
 The fast tokenizer is written alone: a sentencepiece.bpe.model or vocab.txt beside it would have other numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,16 @@ import numpy as np
 
 from reranker.checks import check_at_least
 from reranker.config.trimming import TrimConfig
+from reranker.data.tokenize import Contract
 from reranker.errors import UserError
 from reranker.export.directory import check_output, finish, save
 from reranker.export.trim_corpus import compare, count
 from reranker.export.trim_report import Trimmed, card, table
 from reranker.files import atomic_directory, write_json, write_text
-from reranker.model.cross_encoder import load_tokenizer, load_weights
+from reranker.model.cross_encoder import load_config, load_tokenizer, load_weights
 from reranker.model.reranker import Reranker
 from reranker.model.trim import cut_embedding, ids_of_the_config
-from reranker.model.vocabulary import cut, described, kept_ids, pieces, written
+from reranker.model.vocabulary import Described, cut, described, kept_ids, pieces, written
 from reranker.prepare.every_text import every_text
 from reranker.prepare.translate.languages import LANGUAGES, script
 
@@ -54,7 +56,11 @@ def trim(config: TrimConfig) -> Trimmed:
                         "a tokenizer with a tokenizer.json", "save it with a fast tokenizer first")  # fmt: skip
     whole = _tokenizer_json(config.model) or backend.to_str()
     tokenization = described(whole, "model")
-    counts = count(every_text(corpus, config.reading), backend, tokenization)
+    _check_file(backend, tokenization, config.model)
+    contract = Contract.of_model(load_config(config.model, key="model"))
+    # A prefix and its text are cut as one: what its last word and their first become is in neither of them alone.
+    prefixes = list(dict.fromkeys(("", contract.query_prefix, contract.passage_prefix)))
+    counts = np.max([count(_behind([one], corpus, config), backend, tokenization) for one in prefixes], axis=0)
     model, fresh = load_weights(config.model, None, key="model")
     always = ids_of_the_config(model.config) | set(tokenizer.all_special_ids)
     ids = kept_ids(tokenization, counts, least=config.min_frequency, always=always,
@@ -73,7 +79,7 @@ def trim(config: TrimConfig) -> Trimmed:
         own = load_tokenizer(str(staging), key="output").backend_tokenizer
         after = Size.of(model, len(ids), trimmed_json)
         del model
-        same, pairs = compare(every_text(corpus, config.reading), backend, own, ids, config.sample)
+        same, pairs = compare(_behind(prefixes, corpus, config), backend, own, ids, config.sample)
         if same.wrong:
             found = f"{same.wrong} texts that the trimmed tokenizer cuts otherwise, {same.example} the first"
             fix = "keep the vocabulary: the tokenizer needs all of it"
@@ -83,7 +89,7 @@ def trim(config: TrimConfig) -> Trimmed:
             raise UserError("min_frequency", found, "texts to compare", "lower it")
         unseen = None
         if config.unseen:
-            unseen, _ = compare(every_text([config.unseen], config.reading), backend, own, ids)
+            unseen, _ = compare(_behind(prefixes, [config.unseen], config), backend, own, ids)
         difference = _difference(config.model, staging, pairs)
         trimmed = Trimmed(config.model, list(config.languages), config.min_frequency, asdict(before), asdict(after),
                           same, unseen, len(pairs), difference)  # fmt: skip
@@ -91,6 +97,12 @@ def trim(config: TrimConfig) -> Trimmed:
         write_text(staging / "README.md", card(trimmed, Path(config.model) / "README.md", output.name))
         finish(staging)
     return trimmed
+
+
+def _behind(prefixes: list[str], paths: list[str], config: TrimConfig) -> Iterator[str]:
+    """Every text of the files, behind each of the prefixes."""
+    for text in every_text(paths, config.reading):
+        yield from (prefix + text for prefix in prefixes)
 
 
 @dataclass(frozen=True)
@@ -153,6 +165,20 @@ def _tokenizer_json(model: str) -> str | None:
     path = cached_file(model, "tokenizer.json", _raise_exceptions_for_missing_entries=False,
                        _raise_exceptions_for_connection_errors=False)  # fmt: skip
     return Path(path).read_text("utf-8") if path else None
+
+
+def _check_file(backend: Any, tokenization: Described, model: str) -> None:
+    """Raise UserError where the tokenizer has pieces that its file lacks: a tokenizer_config.json may add some."""
+    more = backend.get_vocab(with_added_tokens=True).items() - {
+        (text, one) for one, text in pieces(tokenization).items()
+    }
+    if more:
+        piece, number = min(more, key=lambda one: one[1])
+        found = (
+            f"{model}, whose tokenizer.json lacks {len(more)} of its tokenizer's pieces, {piece!r} ({number}) the first"
+        )
+        raise UserError("model", found, "a tokenizer.json with all of them",
+                        "load it with AutoTokenizer and save it with save_pretrained first")  # fmt: skip
 
 
 def _difference(model: str, trimmed: Path, pairs: list[tuple[str, str]]) -> float:

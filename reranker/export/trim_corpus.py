@@ -1,7 +1,7 @@
 """Texts through a tokenizer: what they use of its pieces, and whether a trimmed one cuts them alike.
 
-In: texts, one after another, of any number. Out: counts and comparisons. The tokenizers are run without special tokens
-and without truncation, on many texts at a time.
+In: texts, one after another, of any number. Out: counts and comparisons. The tokenizers are run without special tokens,
+and without truncation and padding, which are switched off in them, on many texts at a time.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def count(texts: Iterable[str], tokenizer: Tokenizer, described: Mapping[str, An
         counts += np.bincount(np.concatenate(encoded), minlength=len(counts))
         for text, ids in zip(batch, encoded, strict=True):
             if unknown is not None and (ids == unknown).any():
-                counts[read_before_unknown(described, _words(tokenizer, text))] += 1
+                counts[read_before_unknown(described, _unknown_words(tokenizer, text, unknown))] += 1
     return counts
 
 
@@ -110,14 +110,26 @@ def unknown_id(tokenizer: Tokenizer) -> int | None:
     return None if name is None else tokenizer.token_to_id(name)
 
 
-def _words(tokenizer: Tokenizer, text: str) -> list[str]:
-    """What WordPiece sees one by one."""
-    normalized = tokenizer.normalizer.normalize_str(text) if tokenizer.normalizer else text
-    split = tokenizer.pre_tokenizer.pre_tokenize_str(normalized) if tokenizer.pre_tokenizer else [(normalized, None)]
-    return [word for word, _ in split]
+def _unknown_words(tokenizer: Tokenizer, text: str, unknown: int) -> list[str]:
+    """The words of a text that are unknown, as WordPiece sees them."""
+    # Cut by the tokenizer itself: an added token ends a word where no blank and no other rule does.
+    encoding = tokenizer.encode(text, add_special_tokens=False)
+    words: list[str] = []
+    for number, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+        if number == unknown:
+            word = text[start:end]
+            normalized = tokenizer.normalizer.normalize_str(word) if tokenizer.normalizer else word
+            split = (
+                tokenizer.pre_tokenizer.pre_tokenize_str(normalized) if tokenizer.pre_tokenizer else [(normalized, 0)]
+            )
+            words += [one for one, _ in split]
+    return words
 
 
 def _encoded(tokenizer: Tokenizer, texts: list[str]) -> list[np.ndarray]:
+    # A tokenizer.json may hold what it was last called with. Not on a copy: the library's reader changes scores.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
     return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
 

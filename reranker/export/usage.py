@@ -5,6 +5,7 @@ The code is the same in every language, and runs: the tests run it.
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 
 from reranker.data.tokenize import Contract
@@ -17,10 +18,16 @@ def usage(name: str, contract: Contract, say: Words, onnx: bool, int8: Agreement
     """The section of the card. `name` is what the model is loaded by; `onnx`: whether it lies there in ONNX as well;
     `int8`: how far it agrees in 8 bits, if it lies there so.
     """
-    flag = f", query_max_length={contract.query_max_length}" if contract.query_max_length else ""
+    flags = f"path, use_fp16=False, max_length={contract.max_length}"
+    flags += f", query_max_length={contract.query_max_length}" if contract.query_max_length else ""
+    prefixes = [("query", contract.query_prefix), ("passage", contract.passage_prefix)]
+    if told := [f"    {key}_instruction_for_rerank={_quoted(prefix)},\n" for key, prefix in prefixes if prefix]:
+        flags = f"\n    {flags},\n{''.join(told)}"
+    asked, one = _behind(contract.query_prefix, "query"), _behind(contract.passage_prefix, "passage")
+    every = f"[{one} for passage in passages]" if contract.passage_prefix else "passages"
     return f"""## {say("usage.title")}
 
-{say("usage.pair", max_length=contract.max_length)} {_cutting(contract, say)}
+{say("usage.pair", max_length=contract.max_length)} {_cutting(contract, say)}{_prefixes(contract, say)}
 
 ### transformers
 
@@ -44,8 +51,8 @@ model = AutoModelForSequenceClassification.from_pretrained(path).eval()
 query = "파이썬에서 리스트를 정렬하는 방법은?"
 passages = ["list.sort()는 리스트를 제자리에서 정렬합니다.", "튜플은 바꿀 수 없는 시퀀스입니다."]
 inputs = tokenizer(
-    [query] * len(passages), passages, padding=True, truncation="{contract.truncation}",
-    max_length={contract.max_length}, return_tensors="pt",
+    [{asked}] * len(passages), {every},
+    padding=True, truncation="{contract.truncation}", max_length={contract.max_length}, return_tensors="pt",
 )
 with torch.no_grad():
     scores = model(**inputs).logits[:, 0].float().numpy()
@@ -60,7 +67,7 @@ print(scores, exp_normalize(scores))
 from sentence_transformers import CrossEncoder
 
 model = CrossEncoder(path)
-print(model.predict([(query, passage) for passage in passages]))
+print(model.predict([(query, {one}) for passage in passages]))
 ```
 {_onnx(int8, say) if onnx else ""}
 ### FlagEmbedding
@@ -68,13 +75,13 @@ print(model.predict([(query, passage) for passage in passages]))
 ```python
 from FlagEmbedding import FlagReranker
 
-reranker = FlagReranker(path, use_fp16=False, max_length={contract.max_length}{flag})
+reranker = FlagReranker({flags})
 print(reranker.compute_score([(query, passage) for passage in passages]))
 ```
 
 ### text-embeddings-inference, vLLM
 
-{say("usage.servers")}
+{say("usage.servers")}{_served(contract, say)}
 
 ### reranker
 
@@ -111,9 +118,37 @@ print(session.run(["logits"], taken)[0][:, 0])
 {quantised}"""
 
 
+def _quoted(prefix: str) -> str:
+    """As Python, and people, read it."""
+    return json.dumps(prefix, ensure_ascii=False)
+
+
+def _behind(prefix: str, name: str) -> str:
+    """A variable of the snippets with its prefix."""
+    return f"{_quoted(prefix)} + {name}" if prefix else name
+
+
+def _prefixes(contract: Contract, say: Words) -> str:
+    """What stands before the texts, and which library puts it there."""
+    given = {"query": contract.query_prefix, "passage": contract.passage_prefix}
+    shown = [say(f"usage.before_{name}", prefix=_quoted(prefix)) for name, prefix in given.items() if prefix]
+    if not shown:
+        return ""
+    told = [say("usage.prefixes", shown=say("usage.and").join(shown))]
+    told += [say(f"usage.{name}_prefix") for name, prefix in given.items() if prefix]
+    return "\n\n" + " ".join([*told, say("usage.other_prefixes")])
+
+
+def _served(contract: Contract, say: Words) -> str:
+    """What a server's client must do."""
+    return f" {say('usage.served')}" if contract.query_prefix or contract.passage_prefix else ""
+
+
 def _cutting(contract: Contract, say: Words) -> str:
     """Which library cuts a long pair as the training did."""
-    query = contract.query_max_length
+    query, passage = contract.query_max_length, contract.passage_max_length
     if contract.truncation == "only_second":
-        return say("usage.only_second", query=query or contract.max_length * 3 // 4)
-    return say("usage.query_first", query=query) if query else say("usage.longest_first")
+        told = say("usage.only_second", query=query or contract.max_length * 3 // 4)
+    else:
+        told = say("usage.query_first", query=query) if query else say("usage.longest_first")
+    return f"{told} {say('usage.passage_first', passage=passage)}" if passage else told

@@ -1,7 +1,8 @@
 """A trained reranker at work: query and passages -> raw scores, probabilities, an order.
 
 In: the directory or hub name of a one-score sequence classifier; texts. Out: logits in float32, in the order
-of the passages. The pairs are cut by the truncation contract in the model's config.json, as in training.
+of the passages. The pairs are made and cut by the contract in the model's config.json, as in training; on request a
+passage that is too long for a pair is scored window by window instead of being cut (`data/windows.py`).
 Batching changes nothing but rounding. A score that is not finite is an error, never a rank.
 """
 
@@ -23,16 +24,20 @@ from reranker.config.common import Precision
 from reranker.config.models import ScoreConfig
 from reranker.data.collate import pack_pairs
 from reranker.data.tokenize import Contract, Pair, PairTokenizer
+from reranker.data.windows import windows_of
 from reranker.errors import UserError, closest, shorten
 from reranker.files import atomic_open
 from reranker.groups import decode_lines, kind_of, parse_text, parse_texts, read_lines
 from reranker.model.cross_encoder import load_model, load_tokenizer, positions, score_pairs
 from reranker.model.unpad import is_packed, pack, resolve_packing
+from reranker.model.windows import Layout, Long, sizes_of
 
 FORM = '{"query": "...", "passages": ["..."]}'
 DTYPES = {Precision.fp16: torch.float16, Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}
-WINDOW = 8192
+PORTION = 8192
 """Pairs that are tokenized and sorted by length at a time: bounds the memory of a long list."""
+CHARACTERS = 1 << 25
+"""Of the passages of a portion, where they are not cut: several times what so many whole passages of one pair have."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,10 @@ class Reranker:
         packing: "auto" (no padding where the model can do without), "packed" or "padded".
         untrained_head: accept a checkpoint without a score head, and draw one.
         key: what errors call the model.
+        long: what becomes of a passage that is too long for a pair: "truncate" cuts it as training did, "windows"
+            scores windows of it, each with the query, that cover all of it; its score is that of the best one.
+        window_overlap: tokens that neighbouring windows share, half of a window at most.
+        window_best: the score is the mean of the so many best windows.
 
     Raises UserError for a model that cannot be loaded or has no trained head, and for settings that
     the device or the model cannot meet.
@@ -80,9 +89,13 @@ class Reranker:
         packing: str = "auto",
         untrained_head: bool = False,
         key: str = "model",
+        long: str = "truncate",
+        window_overlap: int = 64,
+        window_best: int = 1,
     ) -> None:
         if batch_tokens < 1:
             raise UserError("batch_tokens", str(batch_tokens), "1 or more", "change the value")
+        self.long = Long(long, window_overlap, window_best)
         self.path, self.batch_tokens = str(path), batch_tokens
         self.device, self.precision = device_and_precision(device, precision)
         model, self.fresh_head = load_model(self.path, dtype=DTYPES[self.precision], key=key)
@@ -93,7 +106,7 @@ class Reranker:
         packed, _ = resolve_packing(packing, model.config, self.device, DTYPES[self.precision], key="packing")
         if packed:
             pack(self.model)
-        self.contract = _contract(model.config, max_length)
+        self.contract = contract_of(model.config, max_length)
         self.tokenizer = PairTokenizer(load_tokenizer(self.path, key=key), self.contract)
 
     def score(self, query: str, passages: Sequence[str]) -> list[float]:
@@ -119,13 +132,28 @@ class Reranker:
         """
         scores_N = np.empty(len(pairs), dtype=np.float32)
         with _progress(progress, len(pairs)) as advance:
-            for start in range(0, len(pairs), WINDOW):
-                encoded = self.encode(pairs[start : start + WINDOW])
-                for batch in self.batches([len(pair.ids) for pair in encoded]):
-                    scores_N[[start + index for index in batch]] = self.forward([encoded[index] for index in batch])
-                    advance(len(batch))
+            for start, end in self.portions(pairs):
+                windows = self.windows(pairs[start:end])
+                layout = Layout(sizes_of(windows))
+                values_W = np.empty(len(layout.lengths), dtype=np.float32)
+                for batch in self.batches(layout.lengths):
+                    values_W[batch] = self.forward(layout.pick(windows, batch))
+                    advance(layout.begun(batch))
+                scores_N[start:end] = layout.scores(values_W, self.long.best)
         self.refuse_lost(scores_N, pairs)
         return scores_N
+
+    def portions(self, pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[int, int]]:
+        """(first, behind the last) of the pairs that are tokenized and sorted by length together."""
+        start = characters = 0
+        for place, (_, passage) in enumerate(pairs):
+            characters += len(passage)
+            full = place - start == PORTION or (self.long.windows and characters > CHARACTERS)
+            if full and place > start:
+                yield start, place
+                start, characters = place, len(passage)
+        if start < len(pairs):
+            yield start, len(pairs)
 
     def refuse_lost(self, scores_N: np.ndarray, pairs: Sequence[tuple[str, str]]) -> None:
         """Raise UserError for a score that is not finite."""
@@ -145,6 +173,16 @@ class Reranker:
             encoded
             for query, same in itertools.groupby(pairs, key=lambda pair: pair[0])
             for encoded in self.tokenizer.encode(query, [passage for _, passage in same])
+        ]
+
+    def windows(self, pairs: Sequence[tuple[str, str]]) -> list[Sequence[Pair]]:
+        """What is scored of each pair: the pair itself or, with long="windows", as many as its passage takes."""
+        if not self.long.windows:
+            return [(pair,) for pair in self.encode(pairs)]
+        return [
+            of_passage
+            for query, same in itertools.groupby(pairs, key=lambda pair: pair[0])
+            for of_passage in windows_of(self.tokenizer, query, [text for _, text in same], self.long.overlap)
         ]
 
     @torch.inference_mode()
@@ -189,6 +227,7 @@ def score_command(config: ScoreConfig) -> int:
     reranker = Reranker(
         config.model, device=config.device.value, precision=config.precision.value,
         max_length=config.max_length, batch_tokens=config.batch_tokens, packing=config.packing.value,
+        long=config.long.value, window_overlap=config.window_overlap, window_best=config.window_best,
     )  # fmt: skip
     lines = read_lines(config.input) if config.input != "-" else decode_lines(sys.stdin.buffer, "<stdin>")
     requests = (_request(value, where) for where, value in lines)
@@ -253,7 +292,7 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _contract(config: Any, max_length: int | None) -> Contract:
+def contract_of(config: Any, max_length: int | None = None) -> Contract:
     """The model's own contract, or one of `max_length`, no longer than the model has positions for."""
     limit = positions(config)
     if max_length is not None and not 8 <= max_length <= (limit or max_length):

@@ -16,7 +16,7 @@ from reranker.model.unpad import COUNT_FROM_PADDING
 
 def ids_of_the_config(config: Any) -> set[int]:
     """Ids that must stay: those that the config names, and all before the padding where positions count from it."""
-    named = {number for _, number in _named(config)}
+    named = {number for _, value in _named(config) for number in (value if isinstance(value, list) else [value])}
     if config.model_type in COUNT_FROM_PADDING and config.pad_token_id is not None:
         named.update(range(config.pad_token_id))
     return named
@@ -29,12 +29,14 @@ def cut_embedding(model: Any, ids: Sequence[int]) -> None:
     padding = None if table.padding_idx is None else new.get(table.padding_idx)
     rows = table.weight.detach()[torch.tensor(ids)]
     model.set_input_embeddings(torch.nn.Embedding.from_pretrained(rows, freeze=False, padding_idx=padding))
-    for key, number in _named(model.config):
-        setattr(model.config, key, new.get(number))  # some name what their tokenizer lacks
+    for key, value in _named(model.config):  # some name what their tokenizer lacks
+        several = isinstance(value, list)
+        setattr(model.config, key, [new[one] for one in value if one in new] or None if several else new.get(value))
     model.config.vocab_size = len(ids)
 
 
-def _named(config: Any) -> list[tuple[str, int]]:
-    """(key, id) of the tokens that a config names."""
-    values = config.to_dict().items()
-    return [(key, value) for key, value in values if key.endswith("_token_id") and isinstance(value, int)]
+def _named(config: Any) -> list[tuple[str, Any]]:
+    """(key, id or list of ids) of the tokens that a config names."""
+    found = [(key, list(value) if isinstance(value, (list, tuple)) else value)
+             for key, value in config.to_dict().items() if key.endswith("_token_id")]  # fmt: skip
+    return [(key, value) for key, value in found if isinstance(value, (int, list))]

@@ -2,8 +2,9 @@
 
 In: a stock `AutoModelForSequenceClassification`; `PackedPairs`. Out: the same scores as of the padded rectangle, to
 rounding, from the same weights: `pack` changes no module and no parameter. Linear layers see one row of T tokens;
-attention, registered with transformers, stays within each pair; positions begin anew with each pair; and behind the
-last layer only each pair's first token goes on, as a pair of one token, which is all that the heads look at.
+attention, registered with transformers, stays within each pair; positions begin anew with each pair; and of the last
+layer only each pair's first token goes on, as a pair of one token, which is all that the heads look at: of the others
+it computes no more than its attention needs.
 
 Attention is torch's variable-length kernel on a GPU and one fused call for each pair on a CPU. Neither drops
 attention weights: attention dropout is 0 here, whatever the config says. Hidden dropout stays.
@@ -11,6 +12,7 @@ attention weights: attention dropout is 0 here, whatever the config says. Hidden
 
 from __future__ import annotations
 
+from types import MethodType
 from typing import Any
 
 import torch
@@ -77,7 +79,10 @@ def pack(model: Any) -> None:
     AttentionInterface.register(ATTENTION, _attention)
     AttentionMaskInterface.register(ATTENTION, lambda *args, **kwargs: None)
     model.set_attn_implementation(ATTENTION)
-    model.base_model.encoder.register_forward_hook(_keep_first_tokens, with_kwargs=True)
+    encoder = model.base_model.encoder
+    last = encoder.layer[-1].attention
+    last.forward = MethodType(_of_first_tokens, last)
+    encoder.register_forward_hook(_as_pairs)
 
 
 def is_packed(config: Any) -> bool:
@@ -110,38 +115,65 @@ def position_ids(config: Any, pairs: PackedPairs) -> torch.Tensor:
     return (before_T - before_T[starts_T] + 1) * counted_T + config.pad_token_id
 
 
-def _keep_first_tokens(encoder: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-    """The last layer's one row as N pairs of one token, [1, T, H] -> [N, 1, H]: pooler and head read the first."""
-    starts_N = kwargs["cu_seq_lens_q"][:-1]
-    output["last_hidden_state"] = output["last_hidden_state"][0, starts_N][:, None]
+def _of_first_tokens(
+    attention: Any, hidden_states: torch.Tensor, attention_mask: Any = None, *, cu_seq_lens_q: torch.Tensor,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:  # fmt: skip
+    """The last layer's attention, [1, T, H] -> [1, N, H]: what comes behind it sees each pair's first token alone."""
+    out_1TH, _ = attention.self(
+        hidden_states, attention_mask=attention_mask, cu_seq_lens_q=cu_seq_lens_q, first_alone=True, **kwargs
+    )
+    starts_N = cu_seq_lens_q[:-1]
+    return attention.output(out_1TH[:, starts_N], hidden_states[:, starts_N]), None
+
+
+def _as_pairs(encoder: Any, args: Any, output: Any) -> Any:
+    """The last layer's one row of first tokens as N pairs of one token, [1, N, H] -> [N, 1, H], for pooler and head."""
+    output["last_hidden_state"] = output["last_hidden_state"][0][:, None]
     return output
 
 
 def _attention(
     module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, *,
-    cu_seq_lens_q: torch.Tensor, max_length_q: int, scaling: float | None = None, **kwargs: Any,
+    cu_seq_lens_q: torch.Tensor, max_length_q: int, scaling: float | None = None, first_alone: bool = False,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:  # fmt: skip
-    """[1, heads, T, width] each -> [1, T, heads, width]; no pair sees another."""
-    if query.device.type == "cuda":
+    """[1, heads, T, width] each -> [1, T, heads, width]; no pair sees another.
+
+    `first_alone`: only the first token of each pair asks, and behind the others stands 0.
+    """
+    dtype = query.dtype
+    q_THW, k_THW, v_THW = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    if not first_alone:
+        out_THW = _attend(q_THW, k_THW, v_THW, cu_seq_lens_q, max_length_q, cu_seq_lens_q, max_length_q, scaling)
+        return out_THW[None].to(dtype), None
+    starts_N = cu_seq_lens_q[:-1].long()
+    each = torch.arange(len(cu_seq_lens_q), dtype=cu_seq_lens_q.dtype, device=cu_seq_lens_q.device)
+    out_NHW = _attend(q_THW[starts_N], k_THW, v_THW, each, 1, cu_seq_lens_q, max_length_q, scaling)
+    return torch.zeros_like(q_THW).index_copy(0, starts_N, out_NHW.to(dtype))[None], None
+
+
+def _attend(
+    q_QHW: torch.Tensor, k_THW: torch.Tensor, v_THW: torch.Tensor, cu_q: torch.Tensor, longest_q: int,
+    cu_k: torch.Tensor, longest_k: int, scaling: float | None,
+) -> torch.Tensor:  # fmt: skip
+    """out_QHW: the tokens that ask, of N pairs side by side as `cu_q` says, see those of their pair as `cu_k` says."""
+    if q_QHW.device.type == "cuda":
         from torch.nn.attention.varlen import varlen_attn
 
-        q_THW, k_THW, v_THW = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-        out_THW = varlen_attn(
-            q_THW, k_THW, v_THW, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling
-        )
-        assert isinstance(out_THW, torch.Tensor)
-        return out_THW[None], None
-    dtype = query.dtype
-    if torch.is_grad_enabled() and dtype.itemsize == 2:
+        out_QHW = varlen_attn(q_QHW, k_THW, v_THW, cu_q, cu_k, longest_q, longest_k, scale=scaling)
+        assert isinstance(out_QHW, torch.Tensor)
+        return out_QHW
+    if torch.is_grad_enabled() and q_QHW.dtype.itemsize == 2:
         # The kernel's backward takes nearly three times as long in 16 bits as in float32.
-        query, key, value = query.float(), key.float(), value.float()
+        q_QHW, k_THW, v_THW = q_QHW.float(), k_THW.float(), v_THW.float()
     # Taken apart and put together along T in the layout of the linear layers: nothing is copied for another one.
-    lengths = cu_seq_lens_q.diff().tolist()
-    rows = zip(*(tensor.transpose(1, 2).split(lengths, dim=1) for tensor in (query, key, value)), strict=True)
+    asking, asked = cu_q.diff().tolist(), cu_k.diff().tolist()
+    rows = zip(q_QHW.split(asking), k_THW.split(asked), v_THW.split(asked), strict=True)
     outs = [
         F.scaled_dot_product_attention(
-            q_1LHW.transpose(1, 2), k_1LHW.transpose(1, 2), v_1LHW.transpose(1, 2), scale=scaling
-        ).transpose(1, 2)
-        for q_1LHW, k_1LHW, v_1LHW in rows
+            q_LHW.transpose(0, 1)[None], k_LHW.transpose(0, 1)[None], v_LHW.transpose(0, 1)[None], scale=scaling
+        )[0].transpose(0, 1)
+        for q_LHW, k_LHW, v_LHW in rows
     ]
-    return torch.cat(outs, dim=1).to(dtype), None
+    return torch.cat(outs)

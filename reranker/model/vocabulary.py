@@ -83,23 +83,30 @@ def kept_ids(
         characters: whether every piece of a single character stays.
         wanted: whether a piece stays, by its text without the marks of a word's beginning or end.
 
-    The added tokens stay, as do the pieces that stand for bytes.
+    The added tokens stay, as do those that the post-processor or the padding name, and the pieces that stand for bytes.
+    Raises UserError for one of these that is no piece.
     """
     model = tokenizer["model"]
     every = pieces(tokenizer)
     kept = {number for number in np.flatnonzero(counts >= max(least, 1)).tolist() if number in every}
     kept.update(number for number in always if number in every)
     kept.update(token["id"] for token in tokenizer["added_tokens"])
+    for number in _named(tokenizer):
+        if number not in every:
+            raise UserError("model", f"a tokenizer.json that names the id {number}, of no piece", "ids of its pieces",
+                            "mend its post_processor or padding")  # fmt: skip
+        kept.add(number)
     numbers = {piece: number for number, piece in every.items()}
     unknown = model.get("unk_token")
     kept.update(number for number in (model.get("unk_id"), numbers.get(unknown)) if number is not None)
-    text_of = _texts(tokenizer)
+    text_of, of_bytes = _texts(tokenizer), is_of_bytes(tokenizer)
     for number, piece in every.items():
         if number not in kept:
-            # Of bytes, each of the 256 is a piece by itself, and no text.
             text = text_of(piece)
             single = len(piece) == 1 or (text is not None and len(text) <= 1)
-            if (single and characters) or _BYTE.fullmatch(piece) or (text and wanted(text)):
+            # Without one of the 256 the texts that hold it would lose it: there may be no unknown piece.
+            byte = _BYTE.fullmatch(piece) or (of_bytes and len(piece) == 1)
+            if byte or (single and characters) or (text and wanted(text)):
                 kept.add(number)
     if model["type"] == "Unigram":
         scores = [score for _, score in model["vocab"]]
@@ -208,6 +215,17 @@ def _merged(model: Mapping[str, Any], merge: str | Sequence[str]) -> tuple[str, 
     """(left, right, what they make) of a merge, which older files write as one string."""
     left, right = merge.split(" ") if isinstance(merge, str) else merge
     return left, right, left + right.removeprefix(model.get("continuing_subword_prefix") or "")
+
+
+def _named(tokenizer: Described) -> set[int]:
+    """Ids that the post-processor and the padding name."""
+    found: set[int] = set()
+    for entry in _entries(tokenizer.get("post_processor")):
+        found.update(entry[key][1] for key in ("sep", "cls") if key in entry)
+        found.update(number for token in (entry.get("special_tokens") or {}).values() for number in token["ids"])
+    if tokenizer.get("padding"):
+        found.add(tokenizer["padding"]["pad_id"])
+    return found
 
 
 def _renumbered(processor: Mapping[str, Any], new: Mapping[int, int]) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from typing import Any
 
 from reranker.config.reading import Form, ReaderConfig
 from reranker.errors import UserError, shorten
-from reranker.files import open_text
 from reranker.groups import decode_lines, parse_text, parse_texts, raw_lines
 from reranker.prepare.readers import detect, read_strict
 
@@ -36,19 +35,11 @@ def every_text(paths: Sequence[str], reading: ReaderConfig) -> Iterator[str]:
 def _texts(path: Path, reading: ReaderConfig) -> Iterator[str]:
     if path.is_file() and reading.form is Form.auto:
         if ".txt" in path.suffixes:
-            for number, line in enumerate(raw_lines(path), 1):
-                try:
-                    text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-                except UnicodeDecodeError as error:
-                    raise UserError(f"{path}:{number}", f"bytes that are not UTF-8 ({error.reason})", "UTF-8 text",
-                                    "convert the file, for example with iconv") from None  # fmt: skip
-                if text:
-                    yield text
+            yield from (text for _, line in _decoded(path) if (text := line.strip()))
             return
-        if ".tsv" in path.suffixes and _first_line(path).count("\t") == 1:
-            for number, line in enumerate(raw_lines(path), 1):
-                yield parse_text(line.decode("utf-8", "replace").rstrip("\r\n").partition("\t")[2], "text",
-                                 f"{path}:{number}")  # fmt: skip
+        if ".tsv" in path.suffixes and _first_line(path).count(b"\t") == 1:
+            for where, line in _decoded(path):
+                yield parse_text(line.rstrip("\r\n").partition("\t")[2], "text", where)
             return
         if _is_of_records(path):
             for where, value in decode_lines(raw_lines(path), path):
@@ -61,15 +52,25 @@ def _texts(path: Path, reading: ReaderConfig) -> Iterator[str]:
         yield from group.neg
 
 
-def _first_line(path: Path) -> str:
-    with open_text(path) as stream:
-        return next((line for line in stream if line.strip()), "")
+def _decoded(path: Path) -> Iterator[tuple[str, str]]:
+    """(`file:line`, line) of all lines."""
+    for number, line in enumerate(raw_lines(path), 1):
+        try:
+            yield f"{path}:{number}", line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}:{number}", f"bytes that are not UTF-8 ({error.reason})", "UTF-8 text",
+                            "convert the file, for example with iconv") from None  # fmt: skip
+
+
+def _first_line(path: Path) -> bytes:
+    return next((line for line in raw_lines(path) if line.strip()), b"")
 
 
 def _is_of_records(path: Path) -> bool:
     """Whether the first line is a passage, a query or a request, and no group."""
+    line = _first_line(path)
     try:
-        value = json.loads(_first_line(path))
+        value = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):
         return False
     if not isinstance(value, dict):

@@ -49,7 +49,7 @@ def index_command(config: IndexConfig) -> int:
     """`reranker index`."""
     check_at_least([("workers", config.workers, 1), ("cache.gib", config.cache.gib, 0)])
     tars, output = locations(config.shards), Path(config.output)
-    tokenizer = load_pair_tokenizer(config.tokenizer) if config.tokenizer else None
+    tokenizer = load_pair_tokenizer(config)
     source = {"name": f"{len(tars)} tars", "sha256": hashlib.sha256("\n".join(tars).encode("utf-8")).hexdigest()}
     if os.path.exists(output):
         with refusals_told(output):

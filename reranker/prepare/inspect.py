@@ -7,6 +7,7 @@ they were packed. What is counted comes from indexes and token lengths, shard by
 
 from __future__ import annotations
 
+import dataclasses
 import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -36,6 +37,7 @@ _CLIP = 300
 def inspect_command(config: DataInspectConfig) -> int:
     """`reranker data inspect`."""
     least = {"samples": 0, "group_size": 2, "max_length": 8, "groups": 1, "per_gpu": 1, "steps": 1}
+    least |= {key: 1 for key in ("query_max_length", "passage_max_length") if getattr(config, key) is not None}
     check_at_least(
         [("cache.gib", config.cache.gib, 0), *((key, getattr(config, key), value) for key, value in least.items())]
     )
@@ -49,7 +51,7 @@ def inspect_command(config: DataInspectConfig) -> int:
     reader = ShardReader(config.shards, manifest, cache)
     tokenizer = None
     if config.tokenizer:
-        contract = Contract(config.max_length)
+        contract = Contract.of_settings(dataclasses.asdict(config))
         tokenizer = PairTokenizer(load_tokenizer(config.tokenizer, key="tokenizer"), contract)
     _print_counts(config, manifest, reader)
     if tokenizer is None:
@@ -57,7 +59,7 @@ def inspect_command(config: DataInspectConfig) -> int:
     else:
         source = Source("", manifest, reader, lengths=find_or_write_lengths(reader, tokenizer, cache.directory))
         data = DataSet([source], tokenizer, Choice(config.group_size), _SEED, 64, manifest.groups)
-        _print_tokens(data, config.max_length)
+        _print_tokens(data)
         _print_plans(data, config)
     _print_samples(reader, manifest, config.samples)
     return 0
@@ -79,10 +81,11 @@ def _print_counts(config: DataInspectConfig, manifest: Manifest, reader: ShardRe
     print(f"  {short:,} groups have fewer than the {config.group_size - 1} negatives of group_size={config.group_size}")
 
 
-def _print_tokens(data: DataSet, max_length: int) -> None:
+def _print_tokens(data: DataSet) -> None:
     (source,) = data.sources
     assert source.lengths is not None
-    queries, passages, whole = Counted(), Counted(), Counted()
+    queries, passages, cut, pairs = Counted(), Counted(), 0, 0
+    contract = data.tokenizer.contract
     for shard in progress_bar(range(len(source.manifest.shards)), desc="lengths", unit=" shards"):
         index, tokens = source.reader.index(shard), source.lengths.tokens(shard).astype(np.int64)
         first = index.first.astype(np.int64)
@@ -90,10 +93,19 @@ def _print_tokens(data: DataSet, max_length: int) -> None:
         is_query[first[:-1]] = True
         queries.add(tokens[is_query])
         passages.add(tokens[~is_query])
-        whole.add(np.repeat(tokens[is_query], np.diff(first) - 1) + tokens[~is_query] + data.tokenizer.special)
+        of_pairs = zip(
+            np.repeat(tokens[is_query], np.diff(first) - 1).tolist(), tokens[~is_query].tolist(), strict=True
+        )
+        for query, passage in of_pairs:
+            cut += query + passage + data.tokenizer.special > data.tokenizer.pair_length(query, passage)
+            pairs += 1
     print()
     _print_shares("tokens of a text", [("query", queries), ("passage", passages)])
-    print(f"  {1 - whole.below(max_length + 1) / whole.total:.1%} of the pairs are cut at max_length={max_length}")
+    limits = [f"max_length={contract.max_length}"]
+    limits += [
+        f"{key}={value}" for key in ("query_max_length", "passage_max_length") if (value := getattr(contract, key))
+    ]  # fmt: skip
+    print(f"  {cut / pairs:.1%} of the pairs are cut at {', '.join(limits)}")
 
 
 def _print_plans(data: DataSet, config: DataInspectConfig) -> None:

@@ -20,14 +20,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from reranker.config.shards import PackConfig
+from reranker.config.shards import IndexConfig, PackConfig
 from reranker.data import lengths
 from reranker.data.index import IndexBuilder
 from reranker.data.lengths import Lengths, lengths_name, write_lengths
 from reranker.data.manifest import NAME, Manifest, Shard, check_shards, load_manifest
 from reranker.data.reader import ShardReader
 from reranker.data.tokenize import Contract, PairTokenizer
-from reranker.errors import UserError
+from reranker.errors import UserError, shorten
 from reranker.files import atomic_directory, refusals_told, sha256, write_json
 from reranker.groups import FORM, Group, decode_lines, parse_group, raw_lines
 from reranker.prepare.part import Shares, key_of, parse_part
@@ -35,7 +35,9 @@ from reranker.processes import in_order
 from reranker.progress import progress_bar
 
 _BLOCK = 512
-_WITHOUT_EFFECT = ("groups", "output", "overwrite", "tokenizer", "workers", "part")
+_WITHOUT_EFFECT = (
+    "groups", "output", "overwrite", "tokenizer", "query_prefix", "passage_prefix", "workers", "part"
+)  # fmt: skip
 _OURS = re.compile(r"shard-\d{5,}\.(tar|index\.safetensors)|" + re.escape(NAME))
 # Also what a kill leaves of one: `.lengths-FINGERPRINT.*`.
 _OUR_LENGTHS = re.compile(r"\.?" + lengths_name("[0-9a-f]{16}") + r"(\..+)?")
@@ -51,7 +53,7 @@ def pack_command(config: PackConfig) -> int:
     groups, output = Path(config.groups), Path(config.output)
     if not groups.is_file():
         raise UserError("groups", f"{groups}, no such file", "groups, one JSON object a line", "check the path")
-    tokenizer = load_pair_tokenizer(config.tokenizer) if config.tokenizer else None
+    tokenizer = load_pair_tokenizer(config)
     source = {"name": groups.name, "sha256": sha256(groups), "groups_per_shard": config.groups_per_shard}
     if os.path.exists(output):
         with refusals_told(output):
@@ -78,11 +80,18 @@ def pack(groups: Iterable[Group], output: Path, source: dict[str, object], group
     return _write(batches, output, source, groups_per_shard)
 
 
-def load_pair_tokenizer(name: str) -> PairTokenizer:
-    """The tokenizer of a model whose token lengths are asked for. Raises UserError."""
+def load_pair_tokenizer(config: PackConfig | IndexConfig) -> PairTokenizer | None:
+    """The tokenizer of the model whose token lengths are asked for, if they are. Raises UserError."""
+    if not config.tokenizer:
+        for key in ("query_prefix", "passage_prefix"):
+            if value := getattr(config, key):
+                raise UserError(key, shorten(value), "a tokenizer beside it, as it changes nothing but token lengths",
+                                f"say tokenizer=MODEL, or leave {key} out")  # fmt: skip
+        return None
     from reranker.model.cross_encoder import load_tokenizer
 
-    return PairTokenizer(load_tokenizer(name, key="tokenizer"), Contract())
+    contract = Contract(query_prefix=config.query_prefix, passage_prefix=config.passage_prefix)
+    return PairTokenizer(load_tokenizer(config.tokenizer, key="tokenizer"), contract)
 
 
 @dataclass(frozen=True)
@@ -128,9 +137,9 @@ def _packed_before(
     check_shards(output, manifest)
     added = ""
     if tokenizer:
-        beside = output / lengths_name(tokenizer.fingerprint)
+        beside = output / lengths_name(tokenizer.lengths_fingerprint)
         if beside.exists():
-            Lengths(beside, manifest, tokenizer.fingerprint)  # raises for what is not whole
+            Lengths(beside, manifest, tokenizer.lengths_fingerprint)  # raises for what is not whole
         else:
             _write_lengths(beside, manifest, tokenizer, config.workers)
             added = f"; token lengths of {config.tokenizer} added"
@@ -168,7 +177,7 @@ def _finish(
     manifest = Manifest(tuple(shards), source, command)
     write_json(staging / NAME, manifest.to_dict())
     if tokenizer:
-        _write_lengths(staging / lengths_name(tokenizer.fingerprint), manifest, tokenizer, workers)
+        _write_lengths(staging / lengths_name(tokenizer.lengths_fingerprint), manifest, tokenizer, workers)
     return manifest
 
 

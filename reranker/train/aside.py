@@ -1,13 +1,14 @@
 """Calls beside the training: made by a thread, one after another, in the order in which they were given.
 
-Whatever a call costs, or waits for, the training does not. A call that raises is the last one: `failed` is told of it,
-on the thread, and what is given later is left out.
+Whatever a call costs, or waits for, the training does not. Behind a call that raises there is none but the last, which
+ends things: `failed` is told of the first that raised, on the thread, and all between are left out.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -30,7 +31,8 @@ class Aside:
         self._failed, self._full, self._told = failed, full, False
         self._calls: queue.Queue[Callable[[], Any] | None] = queue.Queue(most)
         self.over = False
-        """Whether a call has failed: there will be no others."""
+        """Whether a call has failed: there will be no others but the last."""
+        self._last: Callable[[], Any] = lambda: None
         # A daemon: a process that ends does not wait for a service that never answers.
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -47,22 +49,26 @@ class Aside:
                 self._full()
 
     def close(self, last: Callable[[], Any], seconds: float) -> bool:
-        """Make a last call behind all others; whether all were made, or have failed, within so many seconds."""
-        self.do(last)
-        if self.over:
-            return True
+        """Make a last call behind all others, failed or not; whether that was done, or failed, in so many seconds."""
+        deadline = time.monotonic() + seconds
+        self._last = last
         try:
             self._calls.put(None, timeout=seconds)
         except queue.Full:
             return False
-        self._thread.join(seconds)
+        self._thread.join(max(0.0, deadline - time.monotonic()))
         return not self._thread.is_alive()
 
     def _run(self) -> None:
         while (call := self._calls.get()) is not None:
-            try:
-                call()
-            except Exception as error:  # whatever a service does, the training goes on
+            if not self.over:
+                self._make(call)
+        self._make(self._last)
+
+    def _make(self, call: Callable[[], Any]) -> None:
+        try:
+            call()
+        except Exception as error:  # whatever a service does, the training goes on
+            if not self.over:
                 self.over = True
                 self._failed(error)
-                return

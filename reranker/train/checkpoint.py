@@ -202,7 +202,10 @@ def glance(path: Path) -> tuple[Files, dict[str, str]]:
 
 
 def find(run_dir: Path, which: str) -> Path:
-    """The checkpoint `which` of a run: "best", "last" or the name of a directory. Raises UserError."""
+    """The checkpoint `which` of a run: "best", "last" or the name of a directory. Raises UserError.
+
+    Where a gate has let none pass, "best" is the best of those that failed: whoever exports it looks at its verdict.
+    """
     if not run_dir.is_dir():
         raise UserError("run", f"{run_dir}, no such directory", "a run directory of reranker train", "check the path")
     last, passed = newest(run_dir)
@@ -212,7 +215,9 @@ def find(run_dir: Path, which: str) -> Path:
     if which == "last":
         return last
     if which == "best":
-        which = (read_state(last).get("best") or {}).get("checkpoint") or last.name
+        state = read_state(last)
+        ranked = [entry["checkpoint"] for entry in (state.get("best"), *(state.get("ranking") or ())) if entry]
+        which = ranked[0] if ranked else last.name
     path = run_dir / DIRECTORY / which
     reason = damage(path) if path.is_dir() else "no such directory"
     if reason is not None:

@@ -41,6 +41,7 @@ class Listed:
         world, stage, precision: ranks, ZeRO stage and precision that it was trained with.
         bytes: of its files, as they are; saved_at: when the last of them was written.
         damage: what is wrong with it by names and sizes, or None.
+        lost: guard sets on which it loses more than its gate allows; None where it was not tried on any.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Listed:
     bytes: int
     saved_at: str
     damage: str | None
+    lost: list[str] | None
 
 
 def list_command(config: CheckpointListConfig) -> int:
@@ -152,13 +154,14 @@ def _listed(path: Path, state: dict[str, Any] | None, best: str | None) -> Liste
         return None
     damage = next(iter(wrong.values()), None if state is not None else f"no readable {STATE}")
     known = state or {}
-    metrics = known.get("metrics")
+    metrics, gate = known.get("metrics"), known.get("gate")
     return Listed(
         name=path.name, step=checkpoint.step_of(path), epoch=known.get("epoch"), groups_seen=known.get("groups_seen"),
         metrics={name.removeprefix("eval/"): value for name, value in metrics.items()} if metrics else None,
         best=path.name == best, world=known.get("world"), stage=known.get("stage"), precision=known.get("precision"),
         bytes=sum(file.st_size for file in files),
         saved_at=datetime.datetime.fromtimestamp(at).astimezone().isoformat(timespec="seconds"), damage=damage,
+        lost=[one["name"] for one in gate["sets"] if not one["passed"]] if gate else None,
     )  # fmt: skip
 
 
@@ -190,6 +193,8 @@ def _print(listed: list[Listed], metric: str) -> None:
     for row in listed:
         if row.damage is not None:
             print(f"{row.name}: {row.damage}")
+        if row.lost:
+            print(f"{row.name}: fails its gate on {', '.join(row.lost)}")
 
 
 def _sha256(file: Path, read: Callable[[int], Any]) -> str:

@@ -95,6 +95,12 @@ class Ranks:
         return dataclasses.replace(self, control=group)
 
 
+def multiplies_bf16() -> bool:
+    """Whether the processor has instructions for bfloat16's products; without them these take longer than float32's."""
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))  # the last: ARM
+
+
 def join(device: Device, timeout: float) -> Ranks:
     """Meet the other ranks. Collectives end with an error after `timeout` seconds.
 

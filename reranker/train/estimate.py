@@ -86,6 +86,9 @@ def report(job: Job, ranks: Ranks) -> str:
         packed = f"{source.manifest.groups:,} groups in {len(source.manifest.shards)} shards"
         taken = f"{source.name}: {packed}, {share.positions:,} an epoch" if source.name else packed
         rows.append(("data", f"{taken}, {data.group_size} passages each"))
+    if job.guards is not None:
+        guarded = f"{', '.join(job.guards.names)}: {job.guards.queries:,} queries"
+        rows.append(("gate", f"{guarded}, at most {config.gate.max_drop:g} {config.gate.metric} may be lost on each"))
     rows += [
         ("batch", f"{batch.groups} groups a step = {made}"),
         ("forward", "packed, no padding" if job.packed else "padded to the longest pair of a micro-batch"),

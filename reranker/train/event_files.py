@@ -23,6 +23,7 @@ class EventFiles:
 
     def __init__(self, run_dir: Path, done: int, timeout: float) -> None:
         self._timeout = timeout
+        self._writer: Any = None
         self._aside = Aside("tensorboard", _told_of, lambda: _say(f"does not keep up: records are left out; {METRICS}"
                                                                   " has them all"))  # fmt: skip
         self._aside.do(lambda: self._open(run_dir / TENSORBOARD, done))
@@ -43,13 +44,13 @@ class EventFiles:
         self._aside.do(lambda: self._writer.add_text(EXAMPLES, _table(rows), step))
 
     def close(self) -> None:
-        if not self._aside.close(lambda: self._writer.close(), self._timeout):
+        if not self._aside.close(lambda: self._writer and self._writer.close(), self._timeout):
             _say(f"has not finished after {self._timeout:g} s; {METRICS} has all records")
 
     def _open(self, directory: Path, done: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(directory), purge_step=done + 1)
+        self._writer = SummaryWriter(str(directory), purge_step=done + 1)
 
 
 def _table(rows: Sequence[tuple[object, ...]]) -> str:

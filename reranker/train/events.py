@@ -23,6 +23,7 @@ from reranker.train.checkpoint import Retention
 from reranker.train.distributed import Ranks, device_name
 from reranker.train.engine import Engine
 from reranker.train.examples import rows
+from reranker.train.gate import Gate
 from reranker.train.guards import Health
 from reranker.train.identity import description, identity, versions
 from reranker.train.job import Job, plain
@@ -35,6 +36,8 @@ from reranker.train.saving import Ranking, Saver
 from reranker.train.tracking import Tracker
 from reranker.train.watchdog import Watchdog
 
+LOST = "a guard set lost"
+"""What the warning of a gate is called."""
 FAILED = "failed"
 """In a run directory: batches of steps that could not be taken."""
 
@@ -48,16 +51,17 @@ class RunEvents:
 
     def __init__(
         self, job: Job, engine: Engine, ranks: Ranks, begun: Begun | None, stop: Stop, watchdog: Watchdog,
-        measured: dict[str, Any] | None, health: Health, owner: Owner, tracker: Tracker,
+        measured: dict[str, Any] | None, health: Health, owner: Owner, tracker: Tracker, gate: Gate | None,
     ) -> None:  # fmt: skip
         config, saved = job.config, begun.state if begun else {}
         self._job, self._engine, self._ranks, self._stop, self._watchdog = job, engine, ranks, stop, watchdog
-        self._measured, self._health = measured, health
+        self._measured, self._health, self._gate = measured, health, gate
         if begun is not None and "health" in saved and not begun.accepted:
             health.restore(saved["health"])
         self._cursor, done = (begun.cursor, begun.steps) if begun else (job.start, 0)
         self.tally = Tally(done - int(saved.get("updates", done)), int(saved.get("bad_groups", 0)))
-        self._ranking = Ranking.of(saved, config.train.metric, job.dev_sha256, done)
+        self._ranking = Ranking.of(saved, config.train.metric, job.dev_sha256, done, gate.fingerprint if gate else None)
+        self._verdicts: dict[int, Any] = {}
         first = saved.get("first_ranks", {"dev": None, "ranks": {}})
         self._first_ranks: dict[str, int] = first["ranks"] if first["dev"] == job.dev_sha256 else {}
         self._identity, self._description = identity(job), description(job)
@@ -93,9 +97,16 @@ class RunEvents:
             found, examples = self._job.evaluator.evaluate(
                 scores, self._ranks.rank, self._ranks.world, self._ranks.gather, self._ranks.device, self._job.packed
             )
+            verdict = self._gate.judge(scores, self._ranks, self._job.packed) if self._gate else None
         self._first_ranks = self._first_ranks or {str(one.number): one.right_at for one in examples}
         self._tracker.show(step, rows(examples, self._first_ranks))
-        return {f"eval/{name}": value for name, value in found.items()}
+        metrics = {f"eval/{name}": value for name, value in found.items()}
+        if verdict is None:
+            return metrics
+        self._verdicts = {step: verdict}
+        if not verdict.passed:
+            self.warn(LOST, f"behind step {step} the model {verdict.losses()}: it does not pass its gate")
+        return metrics | verdict.metrics()
 
     def save(self, step: int, planned: Step, scores: dict[str, Any] | None) -> None:
         """A collective call. Returns when the copies are taken; the files are written beside the training."""
@@ -106,8 +117,9 @@ class RunEvents:
         self._tracker.flush()
         config, ranking = self._job.config, self._ranking
         value = scores[f"eval/{config.train.metric}"] if scores else None
+        verdict = self._verdicts.get(step)
         if value is not None and not math.isnan(value):
-            ranking = ranking.with_(step, value, config.train.keep_best)
+            ranking = ranking.with_(step, value, config.train.keep_best, verdict is None or verdict.passed)
         state = {
             "cursor": self._cursor.after(planned).to_dict(),
             "epoch": planned.epoch + (planned.last + 1) / planned.groups_in_epoch,
@@ -118,6 +130,7 @@ class RunEvents:
             "best": ranking.best,
             "ranking": list(ranking.entries),
             "metrics": scores,
+            "gate": verdict and verdict.to_dict(),
             "first_ranks": {"dev": self._ranking.dev, "ranks": self._first_ranks},
             "world": self._ranks.world,
             "device": device_name(self._ranks.device),

@@ -27,9 +27,11 @@ class ModelFlops:
     """FLOPs of one forward and backward.
 
     Attributes:
-        per_token: 6 for each weight of the matrices that every token meets (2 forward, 4 backward).
-        per_square: 12 x layers x hidden size, for each square of a pair's length: attention's two products.
-        per_pair: 6 for each weight of the score head's matrices, which see one token of a pair.
+        per_token: 6 for each weight of the matrices that every token meets (2 forward, 4 backward), and what the first
+            tokens' attention takes of the last layer, 12 x hidden size.
+        per_square: 12 x (layers - 1) x hidden size, for each square of a pair's length: attention's two products.
+        per_pair: 6 for each weight of the matrices that one token of a pair meets: those of the score head, and of the
+            last layer those behind its attention, as nothing reads its other tokens.
     """
 
     per_token: float
@@ -48,9 +50,11 @@ def model_flops(model: nn.Module) -> ModelFlops | None:
         return None
     body: Any = model.base_model
     pooler = getattr(body, "pooler", None)  # BERT's, which sees one token of a pair as the head does
-    inside = _weights(body) - (_weights(pooler) if pooler is not None else 0)
+    last = body.encoder.layer[-1]
+    of_first_tokens = _weights(last) - _weights(last.attention.self) + (_weights(pooler) if pooler is not None else 0)
+    inside, squares = _weights(body) - of_first_tokens, 12.0 * config.hidden_size
     return ModelFlops(
-        6.0 * inside, 12.0 * config.num_hidden_layers * config.hidden_size, 6.0 * (_weights(model) - inside)
+        6.0 * inside + squares, squares * (config.num_hidden_layers - 1), 6.0 * (_weights(model) - inside)
     )
 
 

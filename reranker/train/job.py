@@ -31,7 +31,7 @@ from reranker.model.cross_encoder import load_config, load_tokenizer, positions
 from reranker.model.losses import Objective
 from reranker.model.reranker import DTYPES
 from reranker.model.unpad import resolve_packing
-from reranker.train.distributed import Ranks
+from reranker.train.distributed import Ranks, multiplies_bf16
 from reranker.train.flops import ModelFlops
 from reranker.train.loop import Plan
 
@@ -46,6 +46,8 @@ class Job:
     stage: int
     packed: bool
     evaluator: Any
+    guards: Any
+    """The guard sets of the gate; None without one."""
     world: int
     tokens: int | None
     """Tokens of a micro-batch at most; None: yet to be measured."""
@@ -80,13 +82,16 @@ class Job:
         return self.config.train.eval_every or each_epoch
 
 
-def prepare(config: TrainConfig, ranks: Ranks, evaluator: Callable[..., Any]) -> tuple[Job, list[str]]:
+def prepare(
+    config: TrainConfig, ranks: Ranks, evaluator: Callable[..., Any], guard_sets: Callable[..., Any]
+) -> tuple[Job, list[str]]:
     """Check data and model; (the job, what to tell the user). Raises UserError."""
     if config.batch.policy is BatchPolicy.fixed:
         accumulation(config.batch.groups, config.batch.per_gpu, ranks.world)
     precision, stage, told = resolve_precision(
-        config.precision.name, ranks.device.type, config.deepspeed.stage, config.precision.fp16_on_cpu
-    )
+        config.precision.name, ranks.device.type, config.deepspeed.stage, config.precision.fp16_on_cpu,
+        config.precision.name is Precision.auto and all(ranks.gather(multiplies_bf16())),
+    )  # fmt: skip
     hugging_face = load_tokenizer(config.model.name, config.model.revision)
     model = load_config(config.model.name, config.model.revision)
     limit = positions(model)
@@ -97,9 +102,10 @@ def prepare(config: TrainConfig, ranks: Ranks, evaluator: Callable[..., Any]) ->
         config.batch.packing.value, model, ranks.device, DTYPES[precision], dropout=config.model.dropout
     )
     data = config.data
-    tokenizer = PairTokenizer(hugging_face, Contract(data.max_length, data.query_max_length, data.truncation.value))
+    tokenizer = PairTokenizer(hugging_face, Contract.of_settings(plain(data)), "data.")
     dev = evaluator(data.dev, tokenizer, examples=config.tracking.examples) if data.dev else None
-    job = Job(config, open_data(config, tokenizer), precision, stage, packed, dev, ranks.world,
+    guards = guard_sets(config.gate) if config.gate.sets is not None else None
+    job = Job(config, open_data(config, tokenizer), precision, stage, packed, dev, guards, ranks.world,
               None if config.batch.tokens == "auto" else config.batch.tokens)  # fmt: skip
     if Path(config.run_dir).exists() and not Path(config.run_dir).is_dir():
         raise UserError("run_dir", f"{config.run_dir}, which is a file", "a directory", "choose another one")

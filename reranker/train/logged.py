@@ -13,6 +13,8 @@ STEP = "step"
 """Optimizer steps: what everything is drawn over. Checkpoints are named by them."""
 EPOCH = "epoch"
 """Passes over the data: comparable where trainings have steps of different sizes."""
+OF_GUARDS = "gate/*"
+"""What is named by guard sets: their metric, what is lost of it, and p."""
 EXAMPLES = "eval/examples"
 """The table of dev queries and their passages, ranked."""
 
@@ -47,6 +49,7 @@ METRICS = (
     Metric("eval/ndcg@10", "nDCG@10 of the dev queries", QUALITY, "max", "data.dev"),
     Metric("eval/has_right_in_contexts", "share of dev queries with a right passage in the first 5", QUALITY, "max",
            "data.dev"),
+    Metric("gate/passed", "1 where no guard set loses more than allowed, else 0", QUALITY, where="gate.sets"),
     Metric("speed/pairs_per_second", "pairs a second", SPEED),
     Metric("speed/tokens_per_second", "tokens a second, padding left out", SPEED),
     Metric("speed/model_tflops", "model TFLOP a second, of all ranks", SPEED, where="a model whose FLOPs are known"),

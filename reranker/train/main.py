@@ -36,9 +36,11 @@ from reranker.train.capacity import find_tokens
 from reranker.train.checkpoint import checkpoint_directories
 from reranker.train.distributed import Ranks, device_name, join, leave
 from reranker.train.flops import model_flops
+from reranker.train.gate import find_guards, measure_base
 from reranker.train.guards import Health
 from reranker.train.identity import resolved
 from reranker.train.job import Job, batches, count_lengths, make_plan, plain, prepare
+from reranker.train.memory import keep_freed_memory
 from reranker.train.owner import Owner
 from reranker.train.preemption import Stop, clear_requeue, mark_requeue, stop_requests
 from reranker.train.resume import Begun, begin, load
@@ -47,11 +49,14 @@ from reranker.train.tracking import Tracker
 from reranker.train.watchdog import Watchdog
 
 
-def train(config: TrainConfig, evaluator: Callable[..., Any], export: Callable[..., Path]) -> int:
+def train(
+    config: TrainConfig, evaluator: Callable[..., Any], guard_sets: Callable[..., Any], export: Callable[..., Path]
+) -> int:
     """Run or resume a training.
 
     Args:
         evaluator: makes an evaluator of dev groups from (path, tokenizer, examples).
+        guard_sets: reads the guard sets of a GateConfig.
         export: writes the best checkpoint of a run directory as a model.
 
     Returns: the exit code. Raises: UserError.
@@ -65,8 +70,11 @@ def train(config: TrainConfig, evaluator: Callable[..., Any], export: Callable[.
         ranks = join(config.train.device, config.train.timeout)
         # Read by deepspeed at import, which transformers may do first: it would search for itself, and say so.
         os.environ.setdefault("DS_ACCELERATOR", ranks.device.type)
+        if ranks.device.type == "cpu":
+            keep_freed_memory()
         try:
-            return train_with(ranks, config, stop, evaluator, export)
+            job, told = ranks.together(lambda: prepare(config, ranks, evaluator, guard_sets))
+            return train_with(ranks, job, told, stop, export)
         finally:
             if "reranker.train.engine" in sys.modules:
                 sys.modules["reranker.train.engine"].forget_groups()
@@ -88,12 +96,9 @@ def end_workers() -> None:
         signal.signal(signal.SIGCHLD, handler)
 
 
-def train_with(
-    ranks: Ranks, config: TrainConfig, stop: Stop, evaluator: Callable[..., Any], export: Callable[..., Path]
-) -> int:
-    """`train`, once the ranks have met."""
-    job, told = ranks.together(lambda: prepare(config, ranks, evaluator))
-    if config.train.dry_run:
+def train_with(ranks: Ranks, job: Job, told: Iterable[str], stop: Stop, export: Callable[..., Path]) -> int:
+    """`train`, once the ranks have met and all is checked."""
+    if job.config.train.dry_run:
         if ranks.first:
             say(told)
             print(estimate.report(job, ranks))
@@ -151,9 +156,8 @@ def train_and_export(
 
 def make_tracker(job: Job, ranks: Ranks, done: int) -> Tracker:
     """The records of this training, of which `done` steps are kept."""
-    config = job.config
-    settings = {**plain(config), "resolved": resolved(job, device_name(ranks.device))}
-    return Tracker(job.run_dir, config.name, config.tracking, settings, done, enabled=ranks.first)
+    settings = {**plain(job.config), "resolved": resolved(job, device_name(ranks.device))}
+    return Tracker(job.run_dir, job.config.name, job.config.tracking, settings, done, enabled=ranks.first)
 
 
 def say(lines: Iterable[str]) -> None:
@@ -185,6 +189,7 @@ def train_job(
             gradient_checkpointing=config.model.gradient_checkpointing,
         )
     )
+    guarded = find_guards(job, fresh, ranks)
     flops = model_flops(model)  # before ZeRO takes the weights apart
     if job.packed:
         pack(model)
@@ -210,6 +215,7 @@ def train_job(
                 device=ranks.device,
                 timeout=config.train.timeout,
             )
+            gate = measure_base(job, guarded, engine, ranks, lambda: watchdog.beat("evaluating the base"))
             measured: dict[str, Any] | None = None
             if config.batch.policy is BatchPolicy.tokens and job.tokens is None:
                 measured = measured_tokens(job, engine, ranks, begun.state.get("measured") if begun else None)
@@ -225,7 +231,7 @@ def train_job(
             health = Health(max(2, window), config.guards.spike, labels)
             cursor, done = (begun.cursor, begun.steps) if begun else (job.start, 0)
             tracker = behind_all.enter_context(make_tracker(job, ranks, done))
-            events = RunEvents(job, engine, ranks, begun, stop, watchdog, measured, health, owner, tracker)
+            events = RunEvents(job, engine, ranks, begun, stop, watchdog, measured, health, owner, tracker, gate)
             behind.callback(events.close)
             plan = make_plan(job, done, flops)
             done = loop.run(engine, plan, batches(job, cursor, ranks), ranks, health, events.tally, events)

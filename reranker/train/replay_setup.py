@@ -68,7 +68,7 @@ def open_replay(config: ReplayConfig) -> Replay:
     _check_world(settings, world, state["world"])
     with in_words_of_replay(path):
         _check_places(settings)
-        job, told = prepare(settings, Ranks(0, world, device, None), _no_evaluator)
+        job, told = prepare(settings, Ranks(0, world, device, None), _no_evaluator, _no_evaluator)
         cursor = _cursor(state["cursor"], job, path)
         count_lengths(job)
     if job.tokens is None and state.get("measured"):
@@ -164,7 +164,7 @@ def _adapted(
         notes.append("precision: fp32 on a CPU instead of the run's fp16 on a GPU, and dropout draws other numbers")
     settings.precision.name, settings.deepspeed.stage = precision, state["stage"]
     settings.batch.packing = Packing.auto if state.get("packed") else Packing.padded
-    settings.data.dev = None  # what selects checkpoints has no part in a step
+    settings.data.dev = settings.gate.sets = None  # what selects checkpoints has no part in a step
     initial = path.resolve().parent.parent / INITIAL
     if (initial / "config.json").is_file():
         settings.model.name, settings.model.revision = str(initial), None

@@ -28,33 +28,37 @@ TRIES = 2
 
 @dataclass(frozen=True)
 class Ranking:
-    """The evaluated checkpoints that are worth keeping, the best first: entries of {checkpoint, value, step}.
+    """The evaluated checkpoints that are worth keeping, the best first: entries of {checkpoint, value, step, passed}.
 
-    `metric` and `dev` (sha256 of the groups) say what the values are of: those of others do not compare.
+    Those that passed the gate come before all others. `metric`, `dev` (sha256 of the groups) and `gate` (a fingerprint)
+    say what the values are of: those of others do not compare.
     """
 
     metric: str
     dev: str | None
+    gate: str | None = None
     entries: tuple[dict[str, Any], ...] = ()
 
     @staticmethod
-    def of(state: dict[str, Any], metric: str, dev: str | None, step: int) -> Ranking:
+    def of(state: dict[str, Any], metric: str, dev: str | None, step: int, gate: str | None = None) -> Ranking:
         """The ranking that a checkpoint's state holds, without entries of another metric, of other groups, or of steps
         behind `step`: where a change that was accepted numbers them anew, those would be taken for newer ones."""
         entries = state.get("ranking") or ([state["best"]] if state.get("best") else [])
-        same = (entry for entry in entries if (entry["metric"], entry["dev"]) == (metric, dev))
-        return Ranking(metric, dev, tuple(entry for entry in same if entry["step"] <= step))
+        wanted = (metric, dev, gate)
+        same = (entry for entry in entries if (entry["metric"], entry["dev"], entry.get("gate")) == wanted)
+        return Ranking(metric, dev, gate, tuple(entry for entry in same if entry["step"] <= step))
 
     @property
     def best(self) -> dict[str, Any] | None:
-        return self.entries[0] if self.entries else None
+        """The best of those that passed."""
+        return next((entry for entry in self.entries if entry.get("passed", True)), None)
 
-    def with_(self, step: int, value: float, keep: int) -> Ranking:
+    def with_(self, step: int, value: float, keep: int, passed: bool = True) -> Ranking:
         """This ranking with the checkpoint of `step`; the `keep` best stay, of equal ones the earlier."""
-        entry = {"checkpoint": checkpoint.name_of(step), "value": value, "step": step,
-                 "metric": self.metric, "dev": self.dev}  # fmt: skip
-        ranked = sorted((*self.entries, entry), key=lambda one: -one["value"])  # stable
-        return Ranking(self.metric, self.dev, tuple(ranked[:keep]))
+        entry = {"checkpoint": checkpoint.name_of(step), "value": value, "step": step, "passed": passed,
+                 "metric": self.metric, "dev": self.dev, "gate": self.gate}  # fmt: skip
+        ranked = sorted((*self.entries, entry), key=lambda one: (not one.get("passed", True), -one["value"]))  # stable
+        return Ranking(self.metric, self.dev, self.gate, tuple(ranked[:keep]))
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -42,7 +42,9 @@ class Tracker:
         if not enabled:
             return
         path = run_dir / METRICS
-        kept = [line for line in path.read_text("utf-8").splitlines() if _step(line) <= step] if path.exists() else []
+        # Bytes of no character are of a damaged line: what of it still is a record stays, the rest goes.
+        lines = path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []
+        kept = [line for line in lines if _step(line) <= step]
         write_text(path, "".join(line + "\n" for line in kept))
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (open for the length of the run)
         if config.tensorboard:
@@ -125,8 +127,10 @@ def run_id(run_dir: Path) -> str:
 
 
 def _step(line: str) -> int:
+    """The step of a record; of a line that is none, one behind all others: the last of a killed run may be torn."""
     try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError):
-        # The last line of a killed run may be torn: it goes.
+        value = json.loads(line)
+    except (ValueError, RecursionError):
         return sys.maxsize
+    step = value.get("step") if isinstance(value, dict) else None
+    return step if isinstance(step, int) else sys.maxsize

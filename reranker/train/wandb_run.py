@@ -2,23 +2,26 @@
 
 In: records, as the tracker gives them. Out: a run whose metrics are defined (`logged.METRICS`): drawn over optimizer
 steps, with the value that stands for the run in its summary. Whatever the service does or fails to do is told once; the
-training neither stops nor waits for it.
+training neither stops nor waits for it. Locations in settings, alerts, artifacts and the command line are told without
+their credentials (`location.public`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from reranker.config.common import Artifacts, TrackingMode
 from reranker.config.tracking import TrackingConfig
+from reranker.data.location import public
 from reranker.train.artifacts import Artifact
 from reranker.train.aside import Aside
 from reranker.train.examples import COLUMNS
-from reranker.train.logged import EXAMPLES, METRICS, STEP
+from reranker.train.logged import EXAMPLES, METRICS, OF_GUARDS, STEP
 from reranker.train.run_directory import METRICS as METRICS_FILE
 
 
@@ -49,17 +52,33 @@ class WandbRun:
     def alert(self, title: str, text: str, level: str) -> None:
         """Tell those who are not looking: level is INFO, WARN or ERROR."""
         if not self._run.offline if self._config.alerts is None else self._config.alerts:
-            self._aside.do(lambda: self._run.alert(title, text, level, self._config.alert_wait))
+            told = public(text)
+            self._aside.do(lambda: self._run.alert(title, told, level, self._config.alert_wait))
 
     def keep(self, artifact: Artifact) -> None:
         """Upload an artifact that the run has made, or record one that it was made with."""
         self._uploading = True
-        self._aside.do(lambda: self._send(artifact))
+
+        def send() -> None:
+            try:
+                self._send(artifact)
+            except Exception as error:  # the others, and the records, are none the worse for it
+                say(f"does not take the artifact {artifact.name} ({' '.join(str(error).split())})")
+
+        self._aside.do(send)
 
     def close(self, failed: bool) -> None:
         """Hand over what is left, and end the run, within the timeout."""
         seconds = self._config.upload_timeout if self._uploading else self._config.timeout
-        if not self._aside.close(lambda: self._run.finish(exit_code=int(failed)), seconds + 5):
+
+        def finish() -> None:
+            try:
+                self._run.finish(exit_code=int(failed))
+            except Exception:
+                self._abandon()
+                raise
+
+        if not self._aside.close(finish, seconds + 5):
             say(f"has not finished after {seconds:g} s; {METRICS_FILE} has all records")
             self._abandon()
 
@@ -69,14 +88,15 @@ class WandbRun:
             # A summary of its own takes the place of the last value, unless that is asked for as well.
             summary = f"{metric.summary},last" if metric.summary else None
             self._run.define_metric(metric.name, step_metric=STEP, summary=summary)
+        self._run.define_metric(OF_GUARDS, step_metric=STEP)
 
     def _send(self, artifact: Artifact) -> None:
         import wandb
 
-        made = wandb.Artifact(artifact.name, artifact.kind, metadata=artifact.metadata)
+        made = wandb.Artifact(artifact.name, artifact.kind, metadata=public(artifact.metadata))
         for name, uri in artifact.references:
             # What lies elsewhere is not asked for: the metadata has the fingerprint.
-            made.add_reference(uri, name=name, checksum=uri.startswith("file://"))
+            made.add_reference(public(uri), name=name, checksum=uri.startswith("file://"))
         if artifact.directory is not None:
             for path in sorted(path for path in artifact.directory.rglob("*") if path.is_file()):
                 # Nothing of it changes any more: no copy is made of it.
@@ -112,20 +132,32 @@ def start(
         common: dict[str, Any] = {
             "id": run_id, "name": name, "project": config.project, "entity": config.entity,
             "group": config.group, "job_type": config.job_type, "tags": list(config.tags), "notes": config.notes,
-            "config": settings, "dir": str(run_dir),
+            "config": public(settings), "dir": str(run_dir),
             "resume": "allow", "settings": quiet,
         }  # fmt: skip
-        try:
-            run = wandb.init(mode=mode, **common)
-        except wandb.errors.Error:
-            if mode == "offline":
-                raise
-            print("tracking: Weights & Biases cannot be reached, recording offline", file=sys.stderr)
-            run = wandb.init(mode="offline", **common)
+        with _public_arguments():
+            try:
+                run = wandb.init(mode=mode, **common)
+            except wandb.errors.Error:
+                if mode == "offline":
+                    raise
+                print("tracking: Weights & Biases cannot be reached, recording offline", file=sys.stderr)
+                run = wandb.init(mode="offline", **common)
         return WandbRun(run, config)
     except Exception as error:  # whatever a tracking service does, training goes on
         told_of(error)
         return None
+
+
+@contextlib.contextmanager
+def _public_arguments() -> Iterator[None]:
+    """Within it the command line has no credentials: W&B records it, and has no setting for what it is."""
+    whole = sys.argv
+    sys.argv = public(whole)
+    try:
+        yield
+    finally:
+        sys.argv = whole
 
 
 def wandb_mode(mode: TrackingMode) -> Any:

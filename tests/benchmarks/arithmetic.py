@@ -30,10 +30,14 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def step_flops(config: dict[str, Any], lengths: Iterable[int]) -> float:
-    """Operations of a forward and backward over pairs of these lengths; `config` is the model's config.json."""
-    hidden, layers, counts = config["hidden_size"], config["num_hidden_layers"], list(lengths)
-    parameters = layers * (4 * hidden**2 + 2 * hidden * config["intermediate_size"])
-    return 6 * parameters * sum(counts) + 12 * layers * hidden * sum(count**2 for count in counts)
+    """Operations of a forward and backward over pairs of these lengths; `config` is the model's config.json.
+
+    Those that the scores need: behind the last layer's keys and values only the first token of each pair.
+    """
+    hidden, before, counts = config["hidden_size"], config["num_hidden_layers"] - 1, list(lengths)
+    rest = hidden**2 + 2 * hidden * config["intermediate_size"]
+    of_tokens = 6 * (before * (3 * hidden**2 + rest) + 3 * hidden**2) * sum(counts) + 6 * rest * len(counts)
+    return of_tokens + 12 * hidden * (before * sum(count**2 for count in counts) + sum(counts))
 
 
 def product_rates(config: dict[str, Any], device: str) -> dict[str, float]:

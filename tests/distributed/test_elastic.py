@@ -40,7 +40,7 @@ def read_loader(argv: list[str]) -> int:
     config.batch.policy = BatchPolicy(given["policy"])
     config.batch.tokens, config.precision.name = 300, Precision.fp32
     ranks = join(config.train.device, 120)
-    job, _ = prepare(config, ranks, lambda *_: None)
+    job, _ = prepare(config, ranks, lambda *_: None, lambda *_: None)
     ranks.together(lambda: count_lengths(job) if ranks.first else None)
     ranks.together(lambda: count_lengths(job))
     saved = directory / "cursor.json"

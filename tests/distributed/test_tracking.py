@@ -34,6 +34,10 @@ def offline_run(run_dir: Path) -> Run:
     return read_run(path)
 
 
+ELSEWHERE = ("a GPU of a known kind", "a spike", "gate.sets")
+"""What is not here, and makes metrics appear."""
+
+
 @pytest.fixture(scope="module")
 def trained(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two ranks, six steps, evaluated behind steps 2, 4 and 6."""
@@ -45,8 +49,8 @@ def trained(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_each_metric_that_a_training_logs_is_defined_and_none_is_that_never_is(trained: Path) -> None:
     found = {name for record in records(trained) for name in record} - {logged.STEP}
     assert found <= {metric.name for metric in logged.METRICS}
-    # Here are dev queries and a model whose FLOPs are known; no GPU, and no spike.
-    always = {metric.name for metric in logged.METRICS if metric.where not in ("a GPU of a known kind", "a spike")}
+    # Here are dev queries and a model whose FLOPs are known.
+    always = {metric.name for metric in logged.METRICS if metric.where not in ELSEWHERE}
     assert found == always
 
 
@@ -63,8 +67,8 @@ def test_the_dashboard_has_a_panel_for_each_metric_that_a_training_logs(trained:
     sections = workspace(DashboardConfig(entity="team")).sections
     shown = {name for section in sections for panel in section.panels for name in getattr(panel, "y", ())}
     assert found - shown == set()
-    # A GPU, and a spike, would bring these.
-    assert shown - found == {"speed/mfu", "train/spike_position"}
+    # A GPU, a spike and guard sets would bring these.
+    assert shown - found == {"speed/mfu", "train/spike_position", "gate/passed"}
 
 
 def test_tensorboard_shows_what_the_records_say(trained: Path) -> None:

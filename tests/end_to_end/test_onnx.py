@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,11 +25,11 @@ from transformers import (
     LongformerForSequenceClassification,
 )
 
-from reranker import cli
+from reranker import Reranker, cli
 from reranker.errors import UserError
 from reranker.export import onnx as onnx_export
 from reranker.export.huggingface import export_run
-from reranker.export.quantize import agreement
+from reranker.export.quantize import agreement, onnx_scores
 from reranker.groups import Group, read_groups, write_groups
 from tests.tiny import tiny_model
 from tests.unit.test_export import make_run
@@ -173,6 +175,42 @@ def test_the_card_tells_of_the_file_and_its_python_runs(
     first, second = ([float(number) for number in re.findall(r"-?\d\.\d+", line)[:2]]
                      for line in capsys.readouterr().out.splitlines() if "[" in line)  # fmt: skip
     assert first == pytest.approx(second, abs=1e-4)
+
+
+def test_the_file_of_a_model_with_prefixes_scores_what_the_framework_shows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_of("xlm-roberta", tmp_path)
+    settings = json.loads((run / "config.json").read_text("utf-8"))
+    settings["data"] |= {"query_prefix": "물음: ", "passage_prefix": "글: ", "passage_max_length": 60}
+    (run / "config.json").write_text(json.dumps(settings))
+    output = export_run(run, onnx=True)
+    reranker = Reranker(output, device="cpu")
+    shown = onnx_scores(session_of(output), reranker.encode(PAIRS), 1)
+    close(torch.from_numpy(shown), torch.from_numpy(reranker.score_pairs(PAIRS)))
+    # Whoever follows the card has these scores as well.
+    capsys.readouterr()
+    blocks = [part.split("```")[0] for part in (output / "README.md").read_text("utf-8").split("```python")[1:]]
+    monkeypatch.chdir(output)
+    names: dict[str, Any] = {}
+    for block in (blocks[0], next(block for block in blocks if "import onnxruntime" in block)):
+        exec(compile(re.sub(r'^path = ".*?"', 'path = "."', block, flags=re.MULTILINE), "README.md", "exec"), names)
+    expected = reranker.score(names["query"], names["passages"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if "[" in line]
+    assert len(lines) == 2
+    for line in lines:
+        assert [float(number) for number in re.findall(r"-?\d\.\d+", line)[:2]] == pytest.approx(expected, abs=1e-4)
+    assert expected != pytest.approx(Reranker(without_contract(output, tmp_path)).score(
+        names["query"], names["passages"]), abs=1e-3)  # fmt: skip
+
+
+def without_contract(output: Path, directory: Path) -> Path:
+    """The same model, its contract gone."""
+    bare = Path(shutil.copytree(output, directory / "bare"))
+    config = json.loads((bare / "config.json").read_text("utf-8"))
+    del config["reranker"]
+    (bare / "config.json").write_text(json.dumps(config))
+    return bare
 
 
 def test_a_line_says_what_was_written_and_an_export_without_leaves_no_old_file(

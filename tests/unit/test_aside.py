@@ -37,5 +37,28 @@ def test_a_call_that_fails_is_told_of_and_ends_the_others() -> None:
     aside.do(fail)
     aside.do(lambda: made.append("another"))
     assert aside.close(lambda: made.append("last"), 30)
-    assert made == ["gone"]
+    assert made == ["gone", "last"], "what ends things is done all the same"
     assert aside.over
+
+
+def test_behind_a_full_queue_the_last_call_is_made_or_missed() -> None:
+    begun, go, made = threading.Event(), threading.Event(), []
+    aside = Aside("test", made.append, lambda: None, most=2)
+    aside.do(lambda: begun.set() or go.wait())
+    begun.wait()  # from here on nothing is taken from the queue
+    for _ in range(3):
+        aside.do(go.wait)
+    threading.Timer(0.2, go.set).start()
+    assert aside.close(lambda: made.append("last"), 30)
+    assert made == ["last"]
+
+
+def test_the_last_call_that_fails_is_told_of() -> None:
+    made: list[str] = []
+    aside = Aside("test", lambda error: made.append(str(error)), lambda: None)
+
+    def fail() -> None:
+        raise RuntimeError("not ended")
+
+    assert aside.close(fail, 30)
+    assert made == ["not ended"]

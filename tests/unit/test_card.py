@@ -15,6 +15,7 @@ import pytest
 from reranker import cli
 from reranker.config.common import LabelLoss, TeacherLoss
 from reranker.data.tokenize import Contract
+from reranker.evaluate.regression_gate import Paired, Rule, Verdict, judge
 from reranker.export.card_words import LANGUAGES, Words, texts
 from reranker.export.huggingface import _facts
 from reranker.export.model_card import CardFacts, model_card
@@ -41,6 +42,14 @@ def cell(value: float, **more: float) -> dict[str, float]:
     return {"value": value, "low": value - 0.01, "high": value + 0.01, **more}
 
 
+def verdict(lost: float) -> Verdict:
+    """That on a model which loses so much on one of two guard sets."""
+    base_Q = [0.5 + 0.01 * query for query in range(20)]
+    sets = [Paired("msmarco", base_Q, [value + 0.005 for value in base_Q], range(20)),
+            Paired("wiki", base_Q, [value - lost for value in base_Q], range(20))]  # fmt: skip
+    return judge(Rule("ndcg@10", 0.01), "BAAI/bge-reranker-large", "at its export, fp16 (cuda)", sets)
+
+
 def reference(**changed: Any) -> CardFacts:
     """A run of the reference recipe, with every fact that a card can have."""
     settings = recipe_settings()
@@ -56,7 +65,7 @@ def reference(**changed: Any) -> CardFacts:
         name="ko-reranker", base=settings["model"]["name"], base_on_hub=True, contract=Contract(), dtype="fp16",
         parameters=559_891_457, settings=settings, license="mit", groups=499_184, fingerprint="c3e468c8e5389036",
         step=46_799, epoch=3.0, groups_seen=1_497_552, world=4, precision="fp16", stage=1, packed=True, device="NVIDIA A100",
-        dev={"mrr": 0.8125}, performance=found, gate="**passed**", versions={"reranker": "0.1.0", "torch": "2.13.0"},
+        dev={"mrr": 0.8125}, performance=found, gate=verdict(0.0), versions={"reranker": "0.1.0", "torch": "2.13.0"},
         onnx=True, int8=Agreement(pairs=640, largest=0.3, mean=0.05, deviation=2.5, order=0.987, best=0.953),
     )  # fmt: skip
     return dataclasses.replace(facts, **changed)
@@ -136,11 +145,19 @@ def test_both_languages_tell_the_same_of_the_passages(negatives: dict[str, Any],
     assert [name for name, _ in rows(data, Words("ko"))] == [name for name, _ in rows(data, Words("en"))]
 
 
-def test_the_gate_is_told_where_one_was_run() -> None:
-    card = model_card(reference(gate="**failed**: MRR 0.70, 0.75 was asked for"))
-    assert "## 통과 기준\n\n**failed**: MRR 0.70, 0.75 was asked for\n" in card
-    assert "## Gate\n\n**failed**: MRR 0.70, 0.75 was asked for\n" in card
-    assert "## Gate" not in model_card(reference(gate=None))
+def test_the_gate_is_told_where_one_was_run_before_anything_else() -> None:
+    failed = "| wiki | 20 | 0.5950 | 0.4950 | -0.1000 [-0.1000, -0.1000] |"
+    for language, card in parts(model_card(reference(gate=verdict(0.1)))).items():
+        say = Words(language)
+        told = card.split(f"## {say('gate.title')}\n")[1].split("\n## ")[0]
+        assert f"**{say('gate.failed').capitalize()}.**" in told
+        assert f"| {say('gate.passed')} |" in told
+        assert next(line for line in told.splitlines() if line.startswith(failed)).endswith(
+            f"**{say('gate.failed')}** |"
+        )
+        assert card.index(say("gate.title")) < card.index(f"## {say('usage.title')}")
+    assert f"**{Words('en')('gate.passed').capitalize()}.**" in model_card(reference())
+    assert "Regression gate" not in model_card(reference(gate=None))
 
 
 def test_the_environment_is_told_as_far_as_it_is_known() -> None:

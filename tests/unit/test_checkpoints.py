@@ -83,7 +83,7 @@ def test_the_same_stands_in_the_json_file_with_all_metrics(run_dir: Path, said: 
     assert first == {
         "name": "step-00000032", "step": 32, "epoch": 1.0, "groups_seen": 1024, "metrics": {"mrr": 0.5, "ndcg@10": 0.5},
         "best": False, "world": 2, "stage": 1, "precision": "fp32", "bytes": first["bytes"],
-        "saved_at": SAVED.isoformat(), "damage": None,
+        "saved_at": SAVED.isoformat(), "damage": None, "lost": None,
     }  # fmt: skip
     assert first["bytes"] == sum(file.stat().st_size for file in (run_dir / "checkpoints/step-00000032").iterdir())
     assert [row["best"] for row in content["checkpoints"]] == [False, True, False]

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.cells import cell_len
 
 from reranker import cli
 from reranker.config.common import FirstStageConfig
 from reranker.config.evaluating import CompareConfig
 from reranker.config.models import EvaluateConfig
 from reranker.errors import UserError
-from reranker.evaluate.compare import compare_command
+from reranker.evaluate.compare import _short, compare_command
 from reranker.evaluate.report import evaluate_command
 from tests.tiny import tiny_model
 
@@ -53,6 +54,8 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     evaluate("a", 0, both, base=str(directory / "model-1"))
     evaluate("b", 1, both)
     evaluate("part", 1, {"few": own("few")})
+    evaluate("deep", 1, {"few": own("few") | {"depth": 12}}, max_length=16)
+    evaluate("one", 1, both, contexts=1)
     return directory
 
 
@@ -112,6 +115,24 @@ def test_queries_that_one_report_has_alone_are_counted(reports: Path, capsys: py
     assert "sets" not in out
 
 
+def test_settings_that_differ_are_told(reports: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare_command(CompareConfig(str(reports / "a"), str(reports / "deep"))) == 0
+    assert capsys.readouterr().out.splitlines()[2:5] == [
+        "   other max_length: A None, B 16", "   other depth of few: A 8, B 12", "",
+    ]  # fmt: skip
+    assert compare_command(CompareConfig(str(reports / "a"), str(reports / "one"))) == 0  # mrr looks at all ranks
+    assert "other" not in capsys.readouterr().out
+
+
+def test_a_long_text_is_cut_to_the_width_of_the_terminal_whether_it_has_blanks_or_not() -> None:
+    for text in ("가" * 300, "가나 다라 " * 80, "x" * 300):
+        line = _short("query", text, 80)
+        assert line.endswith(" …")
+        assert 74 <= cell_len(line) <= 80
+        assert text.startswith(line.split("  ", 2)[-1].strip().removesuffix(" …"))
+    assert _short("query", "짧은\n글", 80) == "  query                 짧은 글"
+
+
 def test_evaluate_stays_a_command_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["evaluate", "corpus=c", "queries=q"]) == 2
     assert "model: found no value" in capsys.readouterr().err
@@ -128,6 +149,15 @@ def test_what_cannot_be_compared_is_refused(reports: Path, tmp_path: Path) -> No
         return str(caught.value)
 
     a = reports / "a"
+    assert refusal("no_such_report", a).startswith("no_such_report/details.json: found no such file")
+    assert refusal(a, reports / "one", metric="has_right_in_contexts") == (
+        f"{reports}/one: found has_right_in_contexts among contexts=1, expected 5, as in {a}; evaluate both with the "
+        "same contexts, or has_right_in_contexts@k"
+    )
+    before = (reports / "b/queries.jsonl").read_bytes()
+    for output in (a / "queries.jsonl", reports / "b/queries.jsonl", reports / "b/new/compared.jsonl"):
+        assert "within the report" in refusal(a, reports / "b", output=str(output))
+    assert (reports / "b/queries.jsonl").read_bytes() == before
     assert refusal(a, tmp_path) == (
         f"{tmp_path}/details.json: found no such file, expected a JSON file; name a directory that reranker evaluate has written"
     )

@@ -95,6 +95,7 @@ def test_the_defaults_are_accepted() -> None:
         ("data.prefetch", 0),
         ("data.query_max_length", 0),
         ("data.query_max_length", 508),
+        ("data.passage_max_length", 0),
         ("data.negatives.warmup", 1.5),
         ("data.negatives.random", -0.1),
         ("data.negatives.decay", 1.1),
@@ -133,6 +134,7 @@ def test_a_value_that_cannot_be_is_refused_by_its_key(key: str, value: Any) -> N
     ("key", "value"),
     [
         ("data.query_max_length", 507),
+        ("data.passage_max_length", 1),
         ("data.workers", 0),
         ("batch.chunk_tokens", 512),
         ("optim.max_grad_norm", 0.0),
@@ -214,6 +216,14 @@ def test_the_precision_follows_the_device_and_16_bit_never_trains_at_stage_0(
     answer = resolve_precision(Precision(requested), device, stage, fp16_on_cpu=False)
     assert answer[:2] == (Precision(precision), used_stage)
     assert len(answer[2]) == told
+
+
+def test_auto_is_bf16_on_a_cpu_that_has_its_products() -> None:
+    precision, stage, told = resolve_precision(Precision.auto, "cpu", 2, fp16_on_cpu=False, bf16_processor=True)
+    assert (precision, stage) == (Precision.bf16, 2)
+    assert told == ["precision=auto: no GPU found, training in bf16, whose products this processor has"]
+    assert resolve_precision(Precision.auto, "cuda", 2, fp16_on_cpu=False, bf16_processor=True)[0] is Precision.fp16
+    assert resolve_precision(Precision.fp32, "cpu", 2, fp16_on_cpu=False, bf16_processor=True)[0] is Precision.fp32
 
 
 def test_fp16_on_a_cpu_is_refused_unless_it_is_forced() -> None:

@@ -59,16 +59,23 @@ def on_ranks(world: int, job: Callable[[Thread], Any]) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def reranker(tmp_path_factory: pytest.TempPathFactory) -> Reranker:
-    return Reranker(tiny_model(tmp_path_factory.mktemp("model") / "tiny"), device="cpu", batch_tokens=96)
+def rerankers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reranker]:
+    model = tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+    return {
+        "truncate": Reranker(model, device="cpu", batch_tokens=96),
+        "windows": Reranker(model, device="cpu", batch_tokens=96, max_length=24, long="windows", window_overlap=4,
+                            window_best=2),
+    }  # fmt: skip
 
 
-@pytest.mark.parametrize("window", [7, 8192])
+@pytest.mark.parametrize("long", ["truncate", "windows"])
+@pytest.mark.parametrize("portion", [7, 8192])
 def test_every_pair_is_scored_once_and_to_the_same_bits_on_any_number_of_ranks(
-    reranker: Reranker, monkeypatch: pytest.MonkeyPatch, window: int
+    rerankers: dict[str, Reranker], monkeypatch: pytest.MonkeyPatch, portion: int, long: str
 ) -> None:
-    monkeypatch.setattr("reranker.evaluate.systems.WINDOW", window)
-    monkeypatch.setattr(scoring, "WINDOW", window)
+    monkeypatch.setattr(scoring, "PORTION", portion)
+    reranker = rerankers[long]
+    assert any(len(of_pair) > 2 for of_pair in reranker.windows(PAIRS)) == (long == "windows")
     expected = reranker.score_pairs(PAIRS)
     assert len(np.unique(expected)) > len(PAIRS) // 2
     scored: list[int] = []

@@ -74,6 +74,27 @@ class _Ranks:
         return results
 
 
+def test_dev_queries_and_passages_stand_behind_the_prefixes_as_in_training(directory: Path, tmp_path: Path) -> None:
+    prefixes = {"query_prefix": "물음: ", "passage_prefix": "글:"}
+    written = [{"query": "물음: " + group["query"], "pos": ["글:" + text for text in group["pos"]],
+                "neg": ["글:" + text for text in group["neg"]]} for group in GROUPS]  # fmt: skip
+    shown = []
+    for groups, contract in ((GROUPS, Contract(64, **prefixes)), (written, Contract(64))):
+        path = tmp_path / "dev.jsonl"
+        path.write_text("".join(json.dumps(group) + "\n" for group in groups))
+        seen: list[list[int]] = []
+
+        def score(pairs: PackedPairs, seen: list[list[int]] = seen) -> torch.Tensor:
+            seen.extend(pair_ids(pairs))
+            return torch.zeros(len(pairs))
+
+        tokenizer = PairTokenizer(load_tokenizer(str(directory)), contract)
+        DevEvaluator(path, tokenizer).evaluate(score, 0, 1, _alone, torch.device("cpu"), packed=True)
+        shown.append(seen)
+    assert shown[0] == shown[1]
+    assert len(shown[0]) == sum(len(group["pos"]) + len(group["neg"]) for group in GROUPS)
+
+
 def test_every_world_size_and_batch_size_gives_the_same_metrics(
     directory: Path, evaluator: Callable[..., DevEvaluator]
 ) -> None:

@@ -39,7 +39,7 @@ def job(
     tokenizer = PairTokenizer(load_tokenizer(config.model.name, None), Contract())
     data = DataSet(sources, tokenizer, Choice(config.data.group_size), 42, 64, 1)
     tokens = None if config.batch.tokens == "auto" else config.batch.tokens
-    return Job(config, data, precision, stage, True, None, world, tokens)
+    return Job(config, data, precision, stage, True, None, None, world, tokens)
 
 
 @pytest.fixture(scope="module")

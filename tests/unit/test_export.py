@@ -7,7 +7,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from reranker import cli
+from reranker import Reranker, cli
 from reranker.config.common import FirstStageConfig, LabelLoss, Precision, TeacherLoss
 from reranker.config.models import EvaluateConfig
 from reranker.config.training import DataConfig, LossConfig, TrainConfig
@@ -175,13 +175,82 @@ def test_flag_reranker_cuts_as_only_second_does(only_second: Path, exported: Pat
     assert (our_scores(exported, LONG_QUERY) - found[1:]).abs() > 1e-4
 
 
+PREFIXES = {"query_prefix": "물음: ", "passage_prefix": 'passage|"글": '}
+
+
+def prefixed(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    return [(PREFIXES["query_prefix"] + query, PREFIXES["passage_prefix"] + passage) for query, passage in pairs]
+
+
+@pytest.fixture(scope="module")
+def instructed(tmp_path_factory: pytest.TempPathFactory, base: Path, weights: dict[str, torch.Tensor]) -> Path:
+    """An export of a model with prefixes, cut as CrossEncoder cuts."""
+    output = tmp_path_factory.mktemp("exports") / "instructed"
+    export_weights(weights, base, output, replace(CONTRACT, **PREFIXES), plain_card("# card\n"))
+    return output
+
+
+def test_an_exported_contract_scores_as_texts_that_are_made_by_hand(
+    instructed: Path, exported: Path, tmp_path: Path, base: Path, weights: dict[str, torch.Tensor]
+) -> None:
+    pairs = SHORT + LONG_PASSAGE + LONG_QUERY
+    loaded = Reranker(instructed, device="cpu")
+    assert loaded.contract == replace(CONTRACT, **PREFIXES)
+    found = torch.from_numpy(loaded.score_pairs(pairs))
+    close(found, torch.from_numpy(Reranker(exported, device="cpu").score_pairs(prefixed(pairs))))
+    assert (found - torch.from_numpy(Reranker(exported, device="cpu").score_pairs(pairs))).abs().max() > 1e-3
+    # With lengths of their own as well: what is cut by hand, token by token, has the same score.
+    capped = Contract(96, 20, "longest_first", 30, **PREFIXES)
+    export_weights(weights, base, tmp_path / "capped", capped, plain_card("# card\n"))
+    tokenizer = AutoTokenizer.from_pretrained(exported)
+    model = AutoModelForSequenceClassification.from_pretrained(exported).eval()
+    expected = []
+    for query, passage in prefixed(pairs):
+        ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (query, passage)]
+        with torch.no_grad():
+            pair = torch.tensor([[0, *ids[0][:20], 2, 2, *ids[1][:30], 2]])
+            expected.append(model(input_ids=pair).logits[0, 0])
+    close(torch.from_numpy(Reranker(tmp_path / "capped", device="cpu").score_pairs(pairs)), torch.stack(expected))
+
+
+def test_cross_encoder_puts_the_querys_prefix_by_itself_and_is_given_the_passages(
+    instructed: Path, exported: Path
+) -> None:
+    from sentence_transformers import CrossEncoder
+
+    pairs = SHORT + LONG_PASSAGE + LONG_QUERY
+    encoder = CrossEncoder(str(instructed), device="cpu")
+    given = [(query, PREFIXES["passage_prefix"] + passage) for query, passage in pairs]
+    found = encoder.predict(given, convert_to_tensor=True)
+    close(found, torch.from_numpy(Reranker(instructed, device="cpu").score_pairs(pairs)))
+    assert encoder.max_seq_length == 96
+    more = {path.name for path in instructed.iterdir()} - {path.name for path in exported.iterdir()}
+    assert more == {"modules.json", "config_sentence_transformers.json"}
+
+
+def test_flag_reranker_scores_prefixes_alike_where_it_is_told_of_them(
+    tmp_path: Path, base: Path, weights: dict[str, torch.Tensor]
+) -> None:
+    from FlagEmbedding import FlagReranker
+
+    export_weights(weights, base, tmp_path / "model", replace(ONLY_SECOND, **PREFIXES), plain_card("# card\n"))
+    pairs = SHORT + LONG_PASSAGE + LONG_QUERY
+    reranker = FlagReranker(
+        str(tmp_path / "model"), use_fp16=False, devices="cpu", max_length=96,
+        query_instruction_for_rerank=PREFIXES["query_prefix"],
+        passage_instruction_for_rerank=PREFIXES["passage_prefix"],
+    )  # fmt: skip
+    found = torch.tensor(reranker.compute_score(pairs))
+    close(found, torch.from_numpy(Reranker(tmp_path / "model", device="cpu").score_pairs(pairs)))
+
+
 def test_the_config_carries_contract_and_the_dropout_of_the_base(only_second: Path, base: Path) -> None:
     config = json.loads((only_second / "config.json").read_text("utf-8"))
     assert config["architectures"] == ["XLMRobertaForSequenceClassification"]
     assert config["id2label"] == {"0": "LABEL_0"}
     assert config["reranker"] == {
-        "max_length": 96, "query_max_length": None, "truncation": "only_second", "pair": ["query", "passage"],
-        "score": "logit",
+        "max_length": 96, "query_max_length": None, "truncation": "only_second", "passage_max_length": None,
+        "query_prefix": "", "passage_prefix": "", "pair": ["query", "passage"], "score": "logit",
     }  # fmt: skip
     # What TEI needs of a reranker (router/src/lib.rs), and where it and vLLM find the limit of a pair.
     assert config["label2id"] == {"LABEL_0": 0}
@@ -502,6 +571,47 @@ def test_the_python_of_the_card_runs_against_the_export(
         assert len(blocks) == len(printed) == 4
         scores = torch.tensor([[float(number) for number in line] for line in printed])
         torch.testing.assert_close(scores, scores[:1].expand(4, 2), rtol=0, atol=1e-4)
+
+
+def test_the_python_of_the_card_of_a_model_with_prefixes_scores_as_we_do(
+    instructed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    contract = replace(CONTRACT, **PREFIXES)
+    card = model_card(CardFacts(str(instructed), "base", False, contract, "fp32"))
+    blocks = [part.split("```")[0] for part in card.split("```python")[1:]]
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    printed = [re.findall(r"-?\d+\.\d+", line)[:2] for line in capsys.readouterr().out.splitlines() if "[" in line]
+    assert len(blocks) == len(printed) == 4
+    scores = torch.tensor([[float(number) for number in line] for line in printed])
+    ours = Reranker(instructed, device="cpu").score(names["query"], names["passages"])
+    torch.testing.assert_close(scores, torch.tensor([ours]).expand(4, 2), rtol=0, atol=1e-4)
+    text = " ".join(card.split())
+    assert 'before every query stands `"물음: "` and before every passage stands `"passage|\\"글\\": "`' in text
+    assert "`CrossEncoder` has no setting for the passage's" in text
+    assert '| query_prefix | `"물음: "` |' in card
+    assert '| passage_prefix | `"passage\\|\\"글\\": "` |' in card
+
+
+def test_the_card_says_what_other_libraries_cannot_do() -> None:
+    def said(**contract: Any) -> str:
+        return " ".join(model_card(CardFacts("ko", "base", False, Contract(96, **contract), "fp32")).split())
+
+    bare, capped = said(), said(passage_max_length=50)
+    assert "prefix" not in bare
+    assert "instruction" not in bare
+    assert "Before that a passage is cut to 50 tokens. No library below but `reranker` has such a limit" in capped
+    assert "| passage_max_length | 50 |" in capped
+    assert "cut to 50" not in bare
+    query, passage = said(query_prefix="q: "), said(passage_prefix="p: ")
+    assert "as its default prompt" in query
+    assert "no setting for the passage's" not in query
+    assert "as its default prompt" not in passage
+    assert "send query and passages with them" in query
+    assert "send query and passages with them" in passage
+    assert "compute_score([(query, passage) for passage in passages])" in query
+    assert 'model.predict([(query, "p: " + passage) for passage in passages])' in passage
 
 
 class OneRank:

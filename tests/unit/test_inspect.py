@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from reranker.config.shards import DataInspectConfig
+from reranker.data.tokenize import Contract, PairTokenizer
 from reranker.groups import Group
 from reranker.prepare.inspect import Counted, inspect_command
 from reranker.prepare.pack import pack
@@ -49,6 +52,33 @@ def test_counts_lengths_policies_and_samples_are_shown(tmp_path: Path, capsys: p
     shown = [group for group in groups if f"  query     {group.query}\n" in out]
     assert len(shown) == 2
     assert all(f"  positive  {group.pos[0]}\n" in out for group in shown)
+
+
+def test_prefixes_and_lengths_of_their_own_are_counted_as_training_has_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    groups = [Group("질문", ("정답",), ("글을 쓰는 방법 " * (n % 3) + "끝", "나")) for n in range(30)]
+    pack(groups, tmp_path / "shards", {"name": "g.jsonl"}, groups_per_shard=12)
+    model = tiny_model(tmp_path / "model")
+
+    def shown(**more: Any) -> str:
+        settings = {"samples": 0, "worlds": [1], "max_length": 64, "groups": 8, "tokens": 256, **more}
+        assert inspect_command(DataInspectConfig(str(tmp_path / "shards"), str(model), **settings)) == 0
+        return capsys.readouterr().out
+
+    def least(out: str, text: str) -> int:
+        return int(next(line for line in out.splitlines() if line.startswith(f"  {text} ")).split()[1])
+
+    bare, prefixed = shown(), shown(query_prefix="물음: ", passage_prefix="글: ")
+    count = PairTokenizer(AutoTokenizer.from_pretrained(model), Contract()).lengths
+    assert [least(bare, "query"), least(bare, "passage")] == count(["질문", "나"])
+    assert [least(prefixed, "query"), least(prefixed, "passage")] == count(["물음: 질문", "글: 나"])
+    assert "  0.0% of the pairs are cut at max_length=64\n" in bare
+    capped = shown(passage_max_length=6, query_max_length=9)
+    tokens = count([text for group in groups for text in (*group.pos, *group.neg)])
+    share = sum(number > 6 for number in tokens) / len(tokens)
+    assert 0.2 < share < 0.3
+    assert f"  {share:.1%} of the pairs are cut at max_length=64, query_max_length=9, passage_max_length=6\n" in capped
 
 
 def test_without_a_tokenizer_it_says_what_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

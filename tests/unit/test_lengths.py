@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 import shutil
@@ -314,6 +315,70 @@ def test_lengths_that_are_missing_are_counted_beside_the_shards_once(
     assert of_all_groups(again, shards) == expected(hugging_face["b"])
     assert times(shards) == before
     assert not (shards.parent / "cache").exists()
+
+
+PREFIXED = Contract(16, query_prefix="물음: ", passage_prefix="글:")
+
+
+def with_prefixes(tokenizer: Any) -> list[tuple[int, list[int]]]:
+    """What training shows of each text, prefix and text cut as one."""
+
+    def count(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    return [(count("물음: " + group.prompted_query), [count("글:" + text) for text in (*group.pos, *group.neg)])
+            for group in GROUPS]  # fmt: skip
+
+
+def test_texts_count_behind_their_prefixes_and_other_lengths_stay(
+    shards: Path, hugging_face: dict[str, Any], tokenizers: dict[str, PairTokenizer]
+) -> None:
+    before = content(shards)
+    reader = ShardReader(shards, load_manifest(shards))
+    prefixed = PairTokenizer(hugging_face["a"], PREFIXED)
+    lengths = find_or_write_lengths(reader, prefixed, shards.parent / "cache", workers=2)
+    assert lengths.directory == str(shards / lengths_name(prefixed.lengths_fingerprint))
+    assert of_all_groups(lengths, shards) == with_prefixes(hugging_face["a"])
+    assert before.items() <= content(shards).items()
+    bare = find_or_write_lengths(reader, tokenizers["a"], shards.parent / "cache")
+    assert of_all_groups(bare, shards) == expected(hugging_face["a"])
+    once = times(shards)
+    find_or_write_lengths(reader, prefixed, shards.parent / "cache")
+    assert times(shards) == once
+
+
+def test_lengths_with_other_prefixes_are_refused(shards: Path, hugging_face: dict[str, Any]) -> None:
+    reader = ShardReader(shards, load_manifest(shards))
+    prefixed, other = (
+        PairTokenizer(hugging_face["a"], contract)
+        for contract in (PREFIXED, dataclasses.replace(PREFIXED, passage_prefix="글: "))
+    )
+    written = Path(find_or_write_lengths(reader, prefixed, shards.parent / "cache").directory)
+    written.rename(shards / lengths_name(other.lengths_fingerprint))
+    with pytest.raises(UserError) as caught:
+        find_or_write_lengths(reader, other, shards.parent / "cache")
+    assert caught.value.found == f"lengths of tokenizer {prefixed.lengths_fingerprint}"
+
+
+def test_pack_writes_the_lengths_that_a_training_with_prefixes_looks_for(
+    models: Path, tmp_path: Path, hugging_face: dict[str, Any]
+) -> None:
+    prefixes = {"query_prefix": "물음: ", "passage_prefix": "글:"}
+    assert pack_command(config(tmp_path, models, **prefixes)) == 0
+    prefixed = PairTokenizer(hugging_face["a"], PREFIXED)
+    before = content(tmp_path / "shards")
+    reader = ShardReader(tmp_path / "shards", load_manifest(tmp_path / "shards"))
+    lengths = find_or_write_lengths(reader, prefixed, tmp_path / "cache")
+    assert of_all_groups(lengths, tmp_path / "shards") == with_prefixes(hugging_face["a"])
+    assert content(tmp_path / "shards") == before
+    assert pack_command(config(tmp_path, models, **prefixes)) == 0
+    assert content(tmp_path / "shards") == before
+    with pytest.raises(UserError) as caught:
+        pack_command(config(tmp_path, models, tokenizer=None, query_prefix="물음: "))
+    assert str(caught.value) == (
+        "query_prefix: found '물음:', expected a tokenizer beside it, as it changes nothing but token lengths; "
+        "say tokenizer=MODEL, or leave query_prefix out"
+    )
 
 
 def test_lengths_of_remote_shards_are_counted_on_this_node_once(

@@ -111,7 +111,7 @@ def test_a_text_is_a_text_whatever_it_holds(report: Path) -> None:
     rows, details, queries, passages = saved(report)
     queries[0]["query"] = HOSTILE
     passages[0]["text"] = HOSTILE
-    details["inputs"] = {HOSTILE: {"path": HOSTILE, "sha256": "0" * 64}}
+    details["inputs"] = {HOSTILE: {"name": HOSTILE, "sha256": "0" * 64}}
     text = page(rows, details, queries, passages, HOSTILE)
     found = Document(text)
     assert len(found.scripts) == 2
@@ -144,6 +144,61 @@ def test_of_a_large_set_the_passages_are_there_on_which_systems_differ_most(
     assert min(apart(queries[number]) for number in opened) >= max(others)
     wanted = {name for number in opened for name in (*queries[number]["candidates"], *queries[number]["judged"])}
     assert {json.loads(key)[1] for key in data["texts"]} == wanted < {passage["id"] for passage in passages}
+
+
+def test_how_it_was_made_names_every_input(report: Path) -> None:
+    inputs = saved(report)[1]["inputs"]
+    assert inputs.keys() == {"corpus", "queries", "model", "base"}
+    text = (report / "report.html").read_text("utf-8")
+    for role, entry in inputs.items():
+        assert f"<dt>{role}</dt><dd>{entry['name']} <small>sha256 {entry['sha256'][:16]}" in text
+
+
+def test_of_a_query_the_first_passages_of_each_system_are_there_and_the_right_ones_with_their_ranks(
+    report: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, details, queries, passages = saved(report)
+    assert "Of each system the first" not in (report / "report.html").read_text("utf-8")
+    monkeypatch.setattr(page_module, "FIRST", 2)
+    text = page(rows, details, queries, passages, "model")
+    assert "Of each system the first 2 passages are shown, and the right ones." in text
+    data = Document(text).data
+    for one, line in zip(data["queries"], queries, strict=True):
+        candidates = one["opened"]["candidates"]
+        for number, system in enumerate(data["systems"]):
+            ranked = [line["candidates"][place] for place in line["order"][system]]
+            shown = {
+                rank: candidates[place]
+                for rank, place in zip(one["opened"]["at"][number], one["opened"]["order"][number], strict=True)
+            }
+            assert shown == {
+                rank: name for rank, name in enumerate(ranked, 1) if rank <= 2 or line["judged"].get(name, 0) > 0
+            }
+            if scores := one["opened"]["scores"][number]:
+                every = dict(zip(line["candidates"], line["scores"][system], strict=True))
+                assert scores == pytest.approx([every[name] for name in candidates], abs=1e-4)
+
+
+def test_the_page_keeps_to_its_bytes_whatever_the_set_holds(report: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, details, queries, passages = saved(report)
+    shell = len(page(rows, details, queries[:1], passages, "model").encode())
+    many = [{**line, "qid": f"{line['qid']}-{copy}"} for copy in range(30) for line in queries]
+    long = [{**passage, "text": passage["text"] + "<가" * 5_000} for passage in passages]
+    monkeypatch.setattr(page_module, "BUDGET", 200_000)
+    text = page(rows, details, many, long, "model")
+    data = Document(text).data
+    assert len(text.encode()) < 200_000 + shell
+    opened = [one for one in data["queries"] if one["opened"]]
+    assert 0 < len(opened) < len(data["queries"]) < len(many)
+    assert f"{len(many):,} queries." in text
+    assert f"Listed are the {len(data['queries']):,} on which systems differ most." in text
+    assert f"Of the {len(opened):,} on which systems differ most the passages are here." in text
+    assert "Texts are cut after 1,000 characters." in text
+    assert data["texts"]
+    assert all(len(one) == 1_002 for one in data["texts"].values())
+    for one in opened:  # whole, or not at all
+        assert all(json.dumps([one["set"], name], ensure_ascii=False, separators=(",", ":")) in data["texts"]
+                   for name in one["opened"]["candidates"])  # fmt: skip
 
 
 def test_where_right_passages_stand_adds_up_to_all_queries(report: Path) -> None:

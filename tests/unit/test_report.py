@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from reranker import __version__
-from reranker.config.common import Device, FirstStageConfig, Precision
+from reranker.config.common import Device, FirstStageConfig, LongPassages, Precision
 from reranker.config.models import EvaluateConfig
 from reranker.errors import UserError
 from reranker.evaluate import report, table
@@ -114,6 +114,11 @@ def test_unchanged_inputs_show_the_saved_table_and_changed_ones_do_not(
     monkeypatch.setattr(table, "draw", lambda rows, details, stream: None)  # takes as long as the scores
     assert not again(batch_tokens=64)  # changes nothing but the speed
     assert again(depth=5)
+    assert again(depth=5, long=LongPassages.windows)
+    assert again(depth=5, long=LongPassages.windows, window_overlap=5)
+    assert again(depth=5, long=LongPassages.windows, window_overlap=5, window_best=2)
+    assert again(depth=5)
+    assert not again(depth=5, window_overlap=7)  # without windows it means nothing
     assert again()
     (tmp_path / "report/table.md").unlink()
     assert again()
@@ -171,6 +176,17 @@ def test_scores_of_another_version_device_or_precision_are_not_taken_over(
     assert scored(precision=Precision.fp32) == []  # what auto means here
     (tmp_path / "report/details.json").unlink()
     assert scored() == []
+    both = ["base", "fine-tuned"]
+    windows: dict[str, Any] = {"long": LongPassages.windows, "max_length": 12}
+    assert scored(max_length=12) == both
+    for changed in ({}, {"window_overlap": 3}, {"window_overlap": 3, "window_best": 2}):
+        assert scored(**windows, **changed) == both, "scores of other windows"
+        assert scored(**windows, **changed) == []
+    assert (
+        ", at most 12 tokens a pair, longer passages by their best 2 windows (overlap 3)."
+        in (tmp_path / "report/table.md").read_text()
+    )
+    assert scored() == both
     assert scored(precision=Precision.bf16) == ["base", "fine-tuned"]
     assert "Scored in bf16 (cpu)." in (tmp_path / "report/table.md").read_text()
 

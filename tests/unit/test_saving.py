@@ -142,6 +142,23 @@ def test_the_ranking_keeps_the_best_and_the_earlier_of_equals() -> None:
     assert Ranking.of(state, "mrr", "abc", 25).names == ("step-00000020",)
 
 
+def test_what_fails_its_gate_is_never_the_best_and_ranks_behind_all_that_pass() -> None:
+    ranking = Ranking("mrr", "abc", "gate")
+    for step, value, passed in ((10, 0.9, False), (20, 0.8, False)):
+        ranking = ranking.with_(step, value, 2, passed)
+    assert (ranking.names, ranking.best) == (("step-00000010", "step-00000020"), None)
+    for step, value, passed in ((30, 0.2, True), (40, 1.0, False), (50, 0.3, True)):
+        ranking = ranking.with_(step, value, 2, passed)
+    assert ranking.names == ("step-00000050", "step-00000030")
+    assert ranking.best is not None
+    assert ranking.best["step"] == 50
+    state = {"ranking": list(ranking.entries), "best": ranking.best}
+    assert Ranking.of(state, "mrr", "abc", 50, "gate") == ranking
+    # Of another gate, or of none, they say nothing.
+    assert Ranking.of(state, "mrr", "abc", 50, "another").entries == ()
+    assert Ranking.of(state, "mrr", "abc", 50).entries == ()
+
+
 def test_no_copy_of_the_state_is_kept_behind_a_save(saver: Saver) -> None:
     copies = fragments(1.0)
     alive = [weakref.ref(fragment.values) for fragment in copies]

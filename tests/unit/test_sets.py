@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -242,6 +243,10 @@ def test_several_sets_have_a_table_each_and_one_over_all_in_which_each_counts_al
         assert heading in markdown
     shown = capsys.readouterr().out
     assert "…" not in shown
+    at_3 = shown[shown.index("At depth 3:") :].splitlines()
+    for row in shallow:
+        cells = [f"{row[metric]['value']:.3f}" for metric in config.metrics]
+        assert [row["system"], *cells] in [line.split() for line in at_3[: 3 + 3 * len(shallow)]]
     evaluate_command(config)
     assert "inputs unchanged" in capsys.readouterr().out
     sets["beir"]["depths"] = [4]  # type: ignore[index]
@@ -264,6 +269,91 @@ def test_grades_count_and_a_query_of_which_nothing_is_relevant_stays(
     expected = measure("ndcg@2", 5).of(found[0], material.queries[0].judged)
     assert rows[0]["ndcg@2"]["value"] == pytest.approx(expected / 3)
     assert json.loads((data / "report/details.json").read_text())["sets"]["a"]["without_relevant"] == 1
+
+
+def test_an_id_may_hold_a_blank_where_tabs_are_the_columns(settings: Callable[..., EvaluateConfig], data: Path) -> None:
+    lines(
+        data / "beir/corpus.jsonl",
+        {"_id": "my doc", "title": "", "text": "창문 열기"},
+        {"_id": "doc", "title": "", "text": "소리"},
+    )
+    lines(data / "beir/qrels/test.tsv", "query-id\tcorpus-id\tscore", "q0\tmy doc\t1")
+    run = lines(data / "run.trec", "q0\tQ0\tmy doc\t1\t0.5\tt")
+    material, found = candidates(settings(sets={"a": {"path": str(data / "beir"), "run": str(run)}}))
+    assert [query.judged for query in material.queries] == [{"my doc": 1}]
+    assert found == [["my doc"]]
+
+
+def test_how_many_judged_passages_the_corpus_lacks_is_told(
+    settings: Callable[..., EvaluateConfig], data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate_command(settings(sets={"a": str(data / "beir")}))
+    assert "judged passages" not in capsys.readouterr().err
+    lines(data / "beir/qrels/test.tsv", "q0\t창문-열기\t1", "q0\tgone\t0", "q1\tnowhere\t1")
+    evaluate_command(settings(sets={"a": str(data / "beir")}))
+    told = f"test.tsv: 2 of 3 judged passages are not in {data}/beir/corpus.jsonl and count as not found"
+    assert told in capsys.readouterr().err
+
+
+def test_a_query_of_rerankings_without_positives_counts_as_zero_and_one_without_negatives_as_it_is_ranked(
+    settings: Callable[..., EvaluateConfig], data: Path
+) -> None:
+    lines(
+        data / "reranking.jsonl",
+        {"query": "창문", "positive": [], "negative": ["소리", "화면"]},
+        {"query": "글꼴", "positive": ["글꼴 열기"], "negative": []},
+        {"query": "파일", "positive": [], "negative": ["소리"]},
+    )
+    config = settings(sets={"a": str(data / "reranking.jsonl")})
+    material, found = candidates(config)
+    assert [len(names) for names in found] == [2, 1, 1]
+    assert len({query.cluster for query in material.queries}) == 3
+    evaluate_command(config)
+    queries = [json.loads(line) for line in (data / "report/queries.jsonl").read_text().splitlines()]
+    assert [query["metrics"]["fine-tuned"]["mrr"] for query in queries] == [0, 1, 0]
+    assert json.loads((data / "report/details.json").read_text())["sets"]["a"]["without_relevant"] == 2
+
+
+def test_a_passage_has_one_cluster_in_all_sets_that_come_with_their_candidates(
+    settings: Callable[..., EvaluateConfig], data: Path
+) -> None:
+    lines(data / "other.jsonl", *({"query": "나", "pos": [text], "neg": ["가"]} for text in ("다", *TEXTS.values())))
+    config = settings(sets={"a": str(data / "groups.jsonl"), "b": str(data / "other.jsonl")})
+    first, second = ([query.cluster for query in one.read().queries] for one in sets_of(config))
+    assert second[1:] == first
+    assert second[0] not in first
+
+
+def test_a_depth_and_contexts_matter_only_where_a_first_stage_has_a_depth(
+    settings: Callable[..., EvaluateConfig], data: Path
+) -> None:
+    (one,) = sets_of(settings(sets={"a": str(data / "groups.jsonl")}, contexts=50))
+    assert one.depths == ()
+    with pytest.raises(UserError, match=r"contexts: found 50, expected at most sets\.b\.depth=6"):
+        sets_of(settings(sets={"a": str(data / "groups.jsonl"), "b": str(data / "beir")}, contexts=50))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("cut.csv.gz", gzip.compress(b"question,answer,doc_id,doc\nq,a,d,text\n" * 50, mtime=0)[:-12]),
+        ("false.csv.gz", b"question,answer,doc_id,doc\nq,a,d,text\n"),
+    ],
+    ids=["cut", "false"],
+)
+def test_a_set_that_cannot_be_read_to_its_end_is_told(
+    settings: Callable[..., EvaluateConfig], tmp_path: Path, models: Path, name: str, content: bytes
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{name}: found a file that cannot be read to its end"):
+        evaluate_command(settings(sets={"a": str(tmp_path / name)}))
+
+
+def test_an_input_that_the_system_refuses_to_read_is_told(settings: Callable[..., EvaluateConfig], data: Path) -> None:
+    (data / "own/queries.jsonl").unlink()
+    (data / "own/queries.jsonl").symlink_to("/proc/self/mem")  # a file, and reading it is an error
+    with pytest.raises(UserError, match=r"queries\.jsonl: found a file that cannot be read \("):
+        evaluate_command(settings(sets={"a": {"path": str(data / "own")}}))
 
 
 def test_the_time_of_a_query_is_measured_on_request(
@@ -300,6 +390,14 @@ MISTAKES = {
     "grade": ({"sets": {"a": {"path": "beir", "qrels": "bad.tsv"}}}, "bad.tsv:2: found 'q1 창문-닫기 0.5', expected qid<tab>pid<tab>grade, or TREC's qid 0 pid grade; write whole grades"),
     "run": ({"sets": {"a": {"path": "beir", "run": "bad.trec"}}}, "bad.trec:2: found passage 창문-열기 for query q0 once more, expected each once; remove one"),
     "csv": ({"sets": {"a": "bad.csv"}}, "bad.csv, record 2: found another text of doc_id d, expected one text for each; give one another doc_id"),
+    "comma": ({"sets": {"a": "comma.csv"}}, "comma.csv, record 2: found 5 columns, expected 4; quote texts that hold commas"),
+    "short": ({"sets": {"a": "short.csv"}}, "short.csv, record 1: found 3 columns, expected 4; quote texts that hold commas"),
+    "other corpus": ({"sets": {"a": {"path": "beir", "qrels": "other.tsv"}}}, "other.tsv: found judgements of other passages alone, such as '1', expected ids of beir/corpus.jsonl; take the judgements of this corpus"),
+    "second query": ({"sets": {"a": {"path": "beir", "queries": "twice.jsonl"}}}, "twice.jsonl:2: found a second query \"q0\", expected ids that differ; rename or remove one"),
+    "second passage": ({"sets": {"a": {"path": "eval.csv", "corpus": "twice.jsonl"}}}, "twice.jsonl:2: found a second passage \"q0\", expected ids that differ; rename or remove one"),
+    "no passages": ({"sets": {"a": {"path": "empty.jsonl", "form": "reranking"}}}, "empty.jsonl:1: found no passages, expected at least one; add a passage or leave the query out"),
+    "depth 0": ({"sets": {"a": {"path": "beir", "depth": 0}}}, "sets.a.depth: found 0, expected 1 or more; change the value"),
+    "too deep": ({"sets": {"a": "deep.jsonl"}}, "sets.a.path: found deep.jsonl, whose name and first line tell no form, expected groups, BEIR, TREC, MTEB's reranking, a csv, or corpus and queries; say sets.a.form=..."),
     "columns": ({"sets": {"a": "columns.csv"}}, "columns.csv: found columns ['question', 'doc'], expected question, answer, doc_id, doc; check how the file was made"),
     "metric": ({"sets": {"a": "beir"}, "metrics": ["mrr", "ndcg@x"]}, "metrics: found 'ndcg@x', expected a number of ranks behind the @; write ndcg@10, for example"),
     "baseline": ({"sets": {"a": "groups.jsonl"}, "baseline": "base"}, "baseline: found base, expected one of fine-tuned; choose one, or leave it out"),
@@ -315,6 +413,12 @@ def test_a_wrong_set_is_one_line_that_says_what_to_do(
     lines(data / "bad.trec", "q0 Q0 창문-열기 1 0.5 t", "q0 Q0 창문-열기 2 0.4 t")
     (data / "bad.csv").write_text("question,answer,doc_id,doc\nq,a,d,text\nq,a,d,other\n")
     (data / "columns.csv").write_text("question,doc\nq,d\n")
+    (data / "comma.csv").write_text("question,answer,doc_id,doc\nq,a,c,text\nq,a,d,one, two\n")
+    (data / "short.csv").write_text("question,doc_id,doc,answer\nq,d,text\n")
+    lines(data / "other.tsv", "q0\t1\t1", "q1\t2\t1")
+    lines(data / "twice.jsonl", {"_id": "q0", "text": "하나"}, {"_id": "q0", "text": "둘"})
+    lines(data / "empty.jsonl", {"query": "q", "positive": [], "negative": []})
+    (data / "deep.jsonl").write_text("[" * 200_000 + "\n")
     changes, message = MISTAKES[mistake]
     with pytest.raises(UserError) as caught:
         evaluate_command(settings(**changes))

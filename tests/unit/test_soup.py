@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from reranker import Reranker, cli
 from reranker.config.models import SoupConfig
+from reranker.config.regression_gate import GateConfig
 from reranker.errors import UserError
 from reranker.export.soup import soup_command
 from tests.tiny import tiny_model
@@ -115,6 +117,118 @@ def test_the_contract_is_the_tuned_models_and_a_head_that_the_base_lacks_too(
     assert Reranker(output, device="cpu").contract.max_length == 64
 
 
+@pytest.fixture(scope="module")
+def near(tmp_path_factory: pytest.TempPathFactory, models: tuple[Path, Path]) -> tuple[Path, Path]:
+    """(base, a model near it): between random models that are far from each other everything is worse."""
+    return models[0], soup(models, tmp_path_factory.mktemp("near") / "tuned", alpha=0.15)
+
+
+@pytest.fixture(scope="module")
+def liked(tmp_path_factory: pytest.TempPathFactory, near: tuple[Path, Path]) -> tuple[Path, Path]:
+    """Groups whose positive is what (the base, the tuned model) likes best: what is won on one is lost on the other."""
+    passages = [text for _, text in PAIRS] + ["함수의 인자", "sort() sorts", "가나다"]
+    paths = []
+    for model in near:
+        reranker, lines = Reranker(model, device="cpu", max_length=64), []
+        for query in (
+            f"{first} {second}" for first in ("정렬", "파이썬", "list", "인자는") for second in ("언제", "a", "가나")
+        ):
+            ranked = [entry.passage for entry in reranker.rerank(query, passages)]
+            lines.append(json.dumps({"query": query, "pos": ranked[:1], "neg": ranked[1:]}) + "\n")
+        paths.append(tmp_path_factory.mktemp("liked") / "groups.jsonl")
+        paths[-1].write_text("".join(lines))
+    return paths[0], paths[1]
+
+
+ALPHAS = "alpha=[0,0.1,0.2,0.3,0.5,0.7,1]"
+
+
+def rows(printed: str) -> dict[float, tuple[float, float, bool, bool]]:
+    """{alpha: (mrr on dev, difference on the guard set, whether it failed, whether it is chosen)} of a printed table."""
+    found = re.findall(
+        r"^\| ([\d.]+)( \(chosen\))? \| [\d.]+ \| ([\d.]+) \| [\d.]+ \| ([+-][\d.]+)( \(failed\))? \|$",
+        printed,
+        re.MULTILINE,
+    )
+    return {float(alpha): (float(mrr), float(lost), bool(failed), bool(chosen))
+            for alpha, chosen, mrr, lost, failed in found}  # fmt: skip
+
+
+def command(near: tuple[Path, Path], liked: tuple[Path, Path], output: Path, *more: str) -> list[str]:
+    return ["soup", f"base={near[0]}", f"tuned={near[1]}", f"output={output}", ALPHAS, f"dev={liked[1]}",
+            f"gate.sets={{old: {liked[0]}}}", *more]  # fmt: skip
+
+
+def test_with_a_gate_the_best_alpha_is_the_best_of_those_that_pass(
+    near: tuple[Path, Path], liked: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "soup"
+    assert cli.main(command(near, liked, output, "gate.max_drop=0.2")) == 0
+    found = rows(capsys.readouterr().out)
+    assert set(found) == {0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0}
+    assert found[0.0][1] == 0.0, "the base against itself"
+    assert {alpha for alpha, (_, lost, failed, _) in found.items() if failed} == {
+        alpha for alpha, (_, lost, _, _) in found.items() if lost < -0.2
+    }
+    passing = {alpha: mrr for alpha, (mrr, _, failed, _) in found.items() if not failed}
+    best = max(passing, key=lambda alpha: (passing[alpha], alpha))
+    assert [alpha for alpha, (*_, chosen) in found.items() if chosen] == [best]
+    assert max(mrr for mrr, _, failed, _ in found.values() if failed) > passing[best], "nothing to be tempted by"
+    assert 0 < best < 1
+    written = json.loads((output / "gate.json").read_text())
+    assert written["passed"]
+    assert written["sets"][0]["difference"]["value"] == pytest.approx(found[best][1], abs=1e-4)
+    card = (output / "README.md").read_text()
+    assert "It was chosen by mrr on dev groups among those that pass the gate below:" in card
+    assert "nDCG@10 may fall by 0.2 at most. **Passed.**" in card.split("## Mixed weights")[-1]
+    # What is written scores as what was tried.
+    reranker, values = Reranker(output, device="cpu"), []
+    for line in liked[0].read_text().splitlines():
+        group = json.loads(line)
+        ranked = [entry.passage for entry in reranker.rerank(group["query"], [*group["pos"], *group["neg"]])]
+        values.append(1 / math.log2(2 + ranked.index(group["pos"][0])))
+    assert sum(values) / len(values) == pytest.approx(written["sets"][0]["model"])
+
+
+def test_where_no_alpha_above_0_passes_all_are_told_and_none_is_written_unless_it_is_to_be_marked(
+    near: tuple[Path, Path], liked: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = "alpha=[0,0.7,1]"
+    output = tmp_path / "soup"
+    assert cli.main([*command(near, liked, output), few, "gate.max_drop=0"]) == 2
+    out, err = capsys.readouterr()
+    found = rows(out)
+    assert {alpha: failed for alpha, (_, _, failed, _) in found.items()} == {0.0: False, 0.7: True, 1.0: True}
+    lost = -found[1.0][1]
+    assert err == (
+        f"reranker: error: gate: found no alpha above 0 that passes: 1, the best of them, which loses {lost:.4f} ndcg@10 on "
+        f"old (1.0000 to {1 - lost:.4f}, p {_p(err)}), expected at most 0 lost against base; try smaller alphas, or say "
+        "gate.action=mark to write this one, with a card that says so\n"
+    )
+    assert not output.exists()
+    assert cli.main([*command(near, liked, output), few, "gate.max_drop=0", "gate.action=mark"]) == 0
+    assert "| 1 (chosen) |" in capsys.readouterr().out
+    assert not json.loads((output / "gate.json").read_text())["passed"]
+    assert "**Failed.**" in (output / "README.md").read_text()
+
+
+def _p(line: str) -> str:
+    return re.findall(r", p ([\d.]+)\)", line)[0]
+
+
+def test_one_alpha_has_a_gate_without_dev_groups_and_another_base(
+    near: tuple[Path, Path], liked: tuple[Path, Path], tmp_path: Path
+) -> None:
+    gate = GateConfig(sets={"old": str(liked[0])}, base=str(near[1]))
+    output = soup(near, tmp_path / "soup", alpha=0, gate=gate)
+    found = json.loads((output / "gate.json").read_text())
+    assert found["base"] == "tuned"
+    assert (found["passed"], found["sets"][0]["model"]) == (True, 1.0)
+    assert found["sets"][0]["base"] < 1
+    with pytest.raises(UserError, match=r"gate: found no alpha above 0 that passes: 1, which loses"):
+        soup(near, tmp_path / "other", alpha=1, gate=GateConfig(sets={"old": str(liked[0])}))
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -127,6 +241,11 @@ def test_the_contract_is_the_tuned_models_and_a_head_that_the_base_lacks_too(
         ({"base": "wide"}, r"base: found .*wide with \(\d+,.*\) numbers of"),
         ({"output": "tuned"}, "output: found .*, the tuned model"),
         ({"dev": "nowhere.jsonl"}, r"nowhere\.jsonl: found no such file"),
+        ({"gate": GateConfig(sets={"old": "nowhere.jsonl"})}, r"gate\.sets\.old\.path: found nowhere\.jsonl"),
+        (
+            {"base": "encoder", "gate": GateConfig(sets={"old": "old.jsonl"})},
+            "base: found encoder, whose score head is",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_written(
@@ -136,6 +255,12 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
 
     monkeypatch.chdir(tmp_path)
     shutil.copytree(models[1], "tuned")
+    Path("old.jsonl").write_text('{"query": "q", "pos": ["p"], "neg": ["n"]}\n')
+    if settings.get("base") == "encoder":
+        shutil.copytree(models[0], "encoder")
+        weights = load_file("encoder/model.safetensors")
+        body = {name: tensor for name, tensor in weights.items() if not name.startswith("classifier")}
+        save_file(body, "encoder/model.safetensors", metadata={"format": "pt"})
     if settings.get("base") == "words":
         tiny_model(Path("words"), vocabulary=["낱말"])
     if settings.get("base") == "wide":

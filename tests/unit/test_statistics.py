@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -36,9 +37,49 @@ def test_queries_of_one_document_change_sides_together() -> None:
 
 
 def test_over_sets_each_set_counts_alike_whatever_its_size() -> None:
-    large, small = np.array([0.5, -0.25, 0.75, 0.5]), np.array([-1.0, 0.25])
+    large, small = np.array([0.5, -0.25, 0.75, 0.5]), np.array([-1.0, 0.5])
     parts = [*(large / 4 / 2), *(small / 2 / 2)]
-    assert p_value([(large, list("abcd")), (small, list("ab"))]) == pytest.approx(exact(parts))
+    assert p_value([(large, list("abcd")), (small, list("xy"))]) == pytest.approx(exact(parts))
+
+
+def test_queries_that_several_sets_share_change_sides_together_and_make_nothing_surer() -> None:
+    one = (np.random.default_rng(4).normal(0.1, 0.5, 120), list(range(120)))
+    assert p_value([one] * 4) == p_value([one])
+    widths = [found.high - found.low for found in (estimate_over_sets([one] * count) for count in (1, 2, 4))]
+    assert widths == pytest.approx([widths[0]] * 3)
+    part = (one[0][:3], one[1][:3])
+    shared = [value / 6 / 2 + (value / 3 / 2 if place < 3 else 0) for place, value in enumerate(one[0][:6])]
+    assert p_value([(one[0][:6], one[1][:6]), part]) == pytest.approx(exact(shared))
+
+
+def test_a_set_that_another_holds_is_never_without_a_query() -> None:
+    large = (np.zeros(500), list(range(500)))
+    found = estimate_over_sets([large, (np.array([0.0, 1.0]), [0, 1])])
+    assert 0 <= found.low < 0.25 < found.high <= 0.5
+
+
+def test_p_values_are_scipys() -> None:
+    from scipy.stats import permutation_test
+
+    for count, permutations, tolerance in ((7, 10_000, 1e-12), (150, 20_000, 0.1)):
+        differences = np.random.default_rng(count).normal(0.06, 0.5, count)
+        theirs = permutation_test(
+            (differences,), np.sum, permutation_type="samples", n_resamples=permutations, vectorized=True,
+            rng=np.random.default_rng(3),
+        )  # fmt: skip
+        ours = p_value([(differences, list(range(count)))], permutations)
+        assert ours == pytest.approx(theirs.pvalue, rel=tolerance)
+
+
+def test_the_memory_of_a_p_value_does_not_grow_with_its_permutations() -> None:
+    differences = np.random.default_rng(5).normal(0, 1, 50_000)
+    clusters = list(range(50_000))
+    tracemalloc.start()
+    try:
+        p_value([(differences, clusters)], permutations=300)
+        assert tracemalloc.get_traced_memory()[1] < 80e6  # 300 signs of each, in doubles: 120e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_many_queries_are_permuted_at_random_and_come_near_the_normal_distribution() -> None:

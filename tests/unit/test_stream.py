@@ -345,10 +345,17 @@ def test_a_neighbour_that_cannot_be_read_makes_a_ghost_of_the_group_that_shows_i
 
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    "contract",
+    [Contract(24), Contract(24, 5, passage_max_length=7), Contract(24, query_prefix="글 ", passage_prefix="답:"),
+     Contract(24, 6, "only_second", 9, "글 ", "답:")],
+    ids=["plain", "caps", "prefixes", "both"],
+)  # fmt: skip
 def test_the_lengths_that_a_plan_counts_are_those_of_the_pairs_that_are_shown(
-    workers: int, packed: bool, tokenizer: Any, shards: Path, tmp_path: Path
+    contract: Contract, workers: int, packed: bool, tokenizer: Any, shards: Path, tmp_path: Path
 ) -> None:
     data = data_set(Path(shutil.copytree(shards, tmp_path / "shards")), tokenizer)
+    data.tokenizer = PairTokenizer(tokenizer, contract)
     source = data.sources[0]
     source.lengths = find_or_write_lengths(source.reader, data.tokenizer, tmp_path)
     counted: dict[tuple[int, int], list[int]] = {}

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from reranker.data.tokenize import CONFIG_KEY, Contract, PairTokenizer
 from reranker.errors import UserError
+from reranker.groups import Group
 from tests.tiny import tiny_model
 
 WORDS = ["안녕", "서울", "수도", "문서", "글꼴", "the", "a", "of"]
 texts = st.lists(st.sampled_from([*WORDS, "다른", "xyz", "표를!"]), min_size=1, max_size=30).map(" ".join)
+PREFIXES = st.sampled_from(["", "the ", "of: ", "a", "xyz"])
+CONTRACTS = st.builds(
+    Contract, st.integers(14, 60), st.none() | st.integers(1, 30), st.sampled_from(["longest_first", "only_second"]),
+    st.none() | st.integers(1, 40), PREFIXES, PREFIXES,
+)  # fmt: skip
 
 
 def wordpiece() -> Any:
@@ -32,6 +39,14 @@ def wordpiece() -> Any:
         tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )  # fmt: skip
+
+
+def made(tokenizer: Any, contract: Contract) -> PairTokenizer:
+    """A tokenizer for a drawn contract; one whose prefixes leave no room, which is refused, is no example."""
+    try:
+        return PairTokenizer(tokenizer, contract)
+    except UserError:
+        reject()
 
 
 @pytest.fixture(scope="module")
@@ -127,16 +142,111 @@ def test_the_tokenizers_own_settings_neither_pad_nor_cut(words: int, tokenizers:
     assert len(pair.ids) == 2 * words + 3
 
 
+@pytest.mark.parametrize("kind", ["unigram", "wordpiece"])
+@pytest.mark.parametrize("truncation", ["longest_first", "only_second"])
+@settings(max_examples=60)
+@given(
+    query=texts, passages=st.lists(texts, min_size=1, max_size=3), max_length=st.integers(24, 60),
+    query_prefix=PREFIXES, passage_prefix=PREFIXES,
+)  # fmt: skip
+def test_a_prefix_is_the_same_as_texts_that_have_it(
+    kind: str, truncation: str, query: str, passages: list[str], max_length: int, query_prefix: str,
+    passage_prefix: str, tokenizers: dict[str, Any],
+) -> None:  # fmt: skip
+    plain = Contract(max_length, 12, truncation)
+    prefixed = dataclasses.replace(plain, query_prefix=query_prefix, passage_prefix=passage_prefix)
+    by_hand = PairTokenizer(tokenizers[kind], plain).encode(
+        query_prefix + query, [passage_prefix + passage for passage in passages]
+    )
+    assert PairTokenizer(tokenizers[kind], prefixed).encode(query, passages) == by_hand
+
+
+@pytest.mark.parametrize("truncation", ["longest_first", "only_second"])
+@pytest.mark.parametrize("kind", ["unigram", "wordpiece"])
+def test_a_passage_is_cut_to_its_own_length_first(kind: str, truncation: str, tokenizers: dict[str, Any]) -> None:
+    tokenizer = tokenizers[kind]
+    contract = Contract(40, truncation=truncation, passage_max_length=7)
+    passages = [" ".join(["수도"] * count) for count in (100, 7, 3)]
+    pairs = PairTokenizer(tokenizer, contract).encode("서울 글꼴", passages)
+    short = [" ".join(["수도"] * count) for count in (7, 7, 3)]
+    assert [pair.ids for pair in pairs] == [tokenizer("서울 글꼴", passage)["input_ids"] for passage in short]
+
+
+@pytest.mark.parametrize("kind", ["unigram", "wordpiece"])
+@settings(max_examples=200)
+@given(query=texts, passage=texts, contract=CONTRACTS)
+def test_the_length_of_a_pair_is_known_from_those_of_its_texts(
+    kind: str, query: str, passage: str, contract: Contract, tokenizers: dict[str, Any]
+) -> None:
+    tokenizer = made(tokenizers[kind], contract)
+    lengths = tokenizer.lengths([contract.query_prefix + query, contract.passage_prefix + passage])
+    assert tokenizer.pair_length(*lengths) == len(tokenizer.encode(query, [passage])[0].ids)
+
+
+def test_a_groups_own_prompt_stands_behind_the_prefix_of_all_queries(tokenizers: dict[str, Any]) -> None:
+    tokenizer = tokenizers["unigram"]
+    group = Group("서울", ("수도",), ("글꼴",), prompt="the:")
+    (pair,) = PairTokenizer(tokenizer, Contract(query_prefix="of ")).encode(group.prompted_query, group.pos)
+    assert pair.ids == tokenizer("of the: 서울", "수도")["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("contract", "message"),
+    [
+        (Contract(24, query_prefix="the " * 10),
+         "data.query_prefix: found 10 tokens, expected fewer than the 10 that a query has in a long pair; shorten it "
+         "or raise data.max_length"),
+        (Contract(24, 5, query_prefix="the " * 5),
+         "data.query_prefix: found 5 tokens, expected fewer than the 5 that a query has in a long pair; shorten it or "
+         "raise data.max_length"),
+        (Contract(24, truncation="only_second", passage_prefix="the " * 2),
+         "data.passage_prefix: found 2 tokens, expected fewer than the 2 that a passage has in a long pair; shorten it "
+         "or raise data.max_length"),
+        (Contract(48, passage_max_length=3, passage_prefix="the of a"),
+         "data.passage_prefix: found 3 tokens, expected fewer than the 3 that a passage has in a long pair; shorten it "
+         "or raise data.max_length"),
+    ],
+)  # fmt: skip
+def test_a_prefix_that_leaves_no_token_of_the_text_is_refused(
+    contract: Contract, message: str, tokenizers: dict[str, Any]
+) -> None:
+    with pytest.raises(UserError) as caught:
+        PairTokenizer(tokenizers["unigram"], contract, "data.")
+    assert str(caught.value) == message
+    words = {key: getattr(contract, key)[:-4].strip() for key in ("query_prefix", "passage_prefix")}
+    PairTokenizer(tokenizers["unigram"], dataclasses.replace(contract, **words))
+
+
+def test_lengths_are_told_apart_by_tokenizer_and_prefixes_and_not_by_what_is_cut(tokenizers: dict[str, Any]) -> None:
+    def fingerprint(kind: str = "unigram", **contract: Any) -> str:
+        return PairTokenizer(tokenizers[kind], Contract(**contract)).lengths_fingerprint
+
+    bare = fingerprint()
+    assert bare == PairTokenizer(tokenizers["unigram"], Contract()).fingerprint
+    assert bare == fingerprint(max_length=99, query_max_length=9, passage_max_length=9, truncation="only_second")
+    others = [
+        fingerprint("wordpiece"), fingerprint(query_prefix="the"), fingerprint(passage_prefix="the"),
+        fingerprint(query_prefix="the "), fingerprint(query_prefix="the", passage_prefix="the"),
+        fingerprint("wordpiece", query_prefix="the"),
+    ]  # fmt: skip
+    assert len({bare, *others}) == 7
+    prefixed = PairTokenizer(tokenizers["unigram"], Contract(query_prefix="the"))
+    assert prefixed.fingerprint == bare, "the tokenizer is the same"
+
+
 def test_the_contract_of_an_exported_model_is_read_again() -> None:
     class Config:
         pass
 
     config = Config()
     assert Contract.of_model(config) == Contract(512, None, "longest_first")
-    contract = Contract(256, 64, "only_second")
+    contract = Contract(256, 64, "only_second", 128, "질문: ", "글: ")
     setattr(config, CONFIG_KEY, {**contract.to_dict(), "later": 1})
     assert Contract.of_model(config) == contract
-    assert Contract.of_model(config, max_length=128) == Contract(128, 64, "only_second")
+    assert Contract.of_model(config, max_length=128) == Contract(128, 64, "only_second", 128, "질문: ", "글: ")
+    # What an earlier version wrote has no prefixes.
+    setattr(config, CONFIG_KEY, {"max_length": 256, "query_max_length": 64, "truncation": "only_second"})
+    assert Contract.of_model(config) == Contract(256, 64, "only_second")
 
 
 def test_a_tokenizer_in_python_is_refused() -> None:

@@ -13,8 +13,10 @@ import pytest
 from reranker.checks import check_tracking
 from reranker.config.common import TrackingMode
 from reranker.config.tracking import TrackingConfig
+from reranker.data.location import public
 from reranker.errors import UserError
 from reranker.train import logged
+from reranker.train.artifacts import Artifact
 from reranker.train.tracking import METRICS, Tracker, run_id
 from reranker.train.wandb_run import wandb_mode
 from tests.distributed.ranks import until
@@ -78,9 +80,22 @@ def test_a_resumed_run_loses_the_records_behind_its_checkpoint(tmp_path: Path) -
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("torn", ['{"step": 2, "train/lo', "{", '{"step": ', '{"train/loss": 1.0}', "\0\0\0"])
-def test_a_line_that_was_torn_when_the_run_was_killed_is_removed(torn: str, tmp_path: Path) -> None:
-    (tmp_path / METRICS).write_text('{"step": 1, "train/loss": 0.5}\n' + torn, encoding="utf-8")
+TORN = [b'{"step": 2, "train/lo', b"{", b'{"step": ', b'{"train/loss": 1.0}', b"\0\0\0"]
+DAMAGED = [
+    b"\xff\xfe\x80",
+    b"[1]",
+    b"null",
+    b"2",
+    b'{"step": null}',
+    b'{"step": [2]}',
+    b'{"step": Infinity}',
+    b"[" * 100_000,
+]
+
+
+@pytest.mark.parametrize("line", TORN + DAMAGED)
+def test_a_line_that_was_torn_when_the_run_was_killed_or_damaged_is_removed(line: bytes, tmp_path: Path) -> None:
+    (tmp_path / METRICS).write_bytes(b'{"step": 1, "train/loss": 0.5}\n' + line)
     tracker = start(tmp_path, step=5)
     tracker.log(6, {"train/loss": 0.1})
     tracker.close()
@@ -140,15 +155,16 @@ def test_every_metric_is_drawn_over_optimizer_steps_and_its_best_value_stands_fo
     tracker = start(tmp_path / "run", TrackingConfig())
     for step, (loss, mrr) in enumerate([(1.0, 0.2), (0.25, 0.5), (0.75, 0.375)], 11):
         tracker.log(step, {"train/loss": loss, "train/learning_rate": loss / 2})
-        tracker.log(step, {"eval/mrr": mrr})
+        tracker.log(step, {"eval/mrr": mrr, "gate/old/drop": 1 - mrr})
     tracker.close()
     run = offline_run(tmp_path / "run")
-    defined = {metric.name: metric for metric in run.of("metric")}
-    assert set(defined) == {"step", *(metric.name for metric in logged.METRICS)}
+    defined = {metric.name or metric.glob_name: metric for metric in run.of("metric")}
+    assert set(defined) == {"step", logged.OF_GUARDS, *(metric.name for metric in logged.METRICS)}
     assert {metric.step_metric for name, metric in defined.items() if name != "step"} == {"step"}
     # One row for each step, the axis among its columns.
     rows = [(row["step"], row["_step"], row["train/loss"], row["eval/mrr"]) for row in run.history]
     assert rows == [(11, 11, 1.0, 0.2), (12, 12, 0.25, 0.5), (13, 13, 0.75, 0.375)]
+    assert [row["gate/old/drop"] for row in run.history] == [0.8, 0.5, 0.625]
     assert run.summary["train/loss"] == {"min": 0.25, "last": 0.75}
     assert run.summary["eval/mrr"] == {"max": 0.5, "last": 0.375}
     assert run.summary["train/learning_rate"] == 0.375
@@ -296,3 +312,74 @@ def test_the_mode_follows_the_setting_then_the_environment_then_the_key(
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert wandb_mode(TrackingMode.auto) == "disabled"
     assert wandb_mode(TrackingMode.offline) == "offline"
+
+
+SECRETS = ("pass-word", "sig-nature", "be-arer", "to-ken", "un/quoted")
+SHARDS = {
+    "a": "https://user:pass-word@host:8080/shards",
+    "b": {"shards": "s3://bucket/shards?X-Amz-Signature=sig-nature", "weight": 2.0},
+    "c": "pipe:TOKEN=to-ken curl -H 'Authorization: be-arer' https://user:pass-word@host/{000..009}.tar",
+    "d": "simplecache::zip://a.tar::https://user:pass-word@host/a.zip#sig-nature",
+    "e": "ftp://user:un/quoted@host/a",
+    "f": "https://host?to-ken=a@sig-nature",
+}
+
+
+def test_what_is_told_of_a_location_names_the_place_and_not_what_opens_it() -> None:
+    assert public(SHARDS) == {
+        "a": "https://host:8080/shards", "b": {"shards": "s3://bucket/shards", "weight": 2.0}, "c": "pipe:curl …",
+        "d": "simplecache::zip://a.tar::https://host/a.zip", "e": "ftp://…", "f": "https://…",
+    }  # fmt: skip
+    same = ["shards/ko", "file:///a/b c.tar", "BAAI/bge-reranker", "https://[::1]:80/a@b", 3, None, True, ""]
+    assert public(same) == same
+    assert public("pipe:'un/quoted") == "pipe: …"
+
+
+def test_no_credential_of_a_location_reaches_weights_and_biases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["reranker", "train", *(f"data.shards={one}" for one in SHARDS.values())])
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    config = TrackingConfig(mode=TrackingMode.offline, alerts=True)
+    references = (("manifest.json", SHARDS["a"] + "/manifest.json"), ("other.json", SHARDS["b"]["shards"]))
+    with Tracker(run_dir, "ko", config, {"data": {"shards": SHARDS}}, 0, True) as tracker:
+        tracker.keep(Artifact("shards-1", "dataset", True, {"sources": SHARDS}, references=references))
+        tracker.alert("ended early", f"{SHARDS['a']}: found nothing")
+    run = offline_run(run_dir)
+    assert run.config["data"] == {"shards": public(SHARDS)}
+    (artifact,) = run.of("artifact")
+    assert {entry.ref for entry in artifact.manifest.contents} == {
+        "https://host:8080/shards/manifest.json", "s3://bucket/shards",
+    }  # fmt: skip
+    assert run.of("alert")[0].text == "https://host:8080/shards: found nothing"
+    files = [path for path in (run_dir / "wandb").rglob("*") if path.is_file()]
+    assert files
+    for path in files:
+        for secret in SECRETS:
+            assert secret.encode() not in path.read_bytes(), f"{secret} in {path}"
+    assert "pass-word" in sys.argv[2], "the command line is as it was"
+
+
+def test_an_artifact_that_cannot_be_sent_ends_neither_the_others_nor_the_run(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "weights").write_bytes(b"1")
+    with start(tmp_path / "run", TrackingConfig(mode=TrackingMode.offline)) as tracker:
+        tracker.keep(Artifact("a/name/that/W&B refuses", "dataset", False, {}))
+        tracker.keep(Artifact("model", "model", False, {}, directory=model))
+    run = offline_run(tmp_path / "run")
+    assert [one.name for one in run.of("artifact")] == ["model"]
+    assert run.of("exit")[0].exit_code == 0
+    assert "tracking: Weights & Biases does not take the artifact a/name/that/W&B refuses (" in capfd.readouterr().err
+
+
+def test_a_run_of_which_a_record_failed_is_finished_all_the_same(tmp_path: Path) -> None:
+    with start(tmp_path / "run", TrackingConfig(mode=TrackingMode.offline)) as tracker:
+        tracker.log(1, {"train/loss": 0.5})
+        tracker.log("one", {"train/loss": 0.25})  # type: ignore[arg-type]  # a step that W&B refuses
+    run = offline_run(tmp_path / "run")
+    assert [row["_step"] for row in run.history] == [1]
+    assert run.of("exit")[0].exit_code == 0

@@ -380,6 +380,27 @@ def test_a_trimmed_model_keeps_type_contract_and_card_and_tells_of_itself(
     assert Reranker(output).contract.max_length == 96
 
 
+def test_prefixes_of_the_model_keep_their_pieces_before_every_text(
+    wholes: dict[str, Path], texts: list[str], tmp_path: Path
+) -> None:
+    import shutil
+
+    whole = Path(shutil.copytree(wholes["unigram"], tmp_path / "whole"))
+    config = json.loads((whole / "config.json").read_text())
+    config["reranker"] = {"max_length": 96, "query_prefix": "물음표를 붙인 ", "passage_prefix": "Zq:"}
+    (whole / "config.json").write_text(json.dumps(config))
+    output, report = trimmed_of(whole, texts[:8], tmp_path, characters=False)
+    assert report.corpus.same == report.corpus.texts == 3 * 8, "each text counts by itself and behind both"
+    before, after = (Reranker(path, device="cpu") for path in (whole, output))
+    assert after.contract == before.contract
+    scores = [reranker.score(texts[0], texts[1:8]) for reranker in (before, after)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+    lengths = [[len(pair.ids) for pair in one.encode([(texts[0], text) for text in texts[1:8]])]
+               for one in (before, after)]  # fmt: skip
+    assert lengths[0] == lengths[1]
+    assert (output / "modules.json").is_file()
+
+
 def test_an_encoder_without_a_head_stays_one(wholes: dict[str, Path], texts: list[str], tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -428,6 +449,23 @@ def test_every_form_of_texts_is_read_to_the_last_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("cut.jsonl.gz", gzip.compress(b'{"text": "a text"}\n' * 50, mtime=0)[:-12], "cannot be read to its end"),
+        ("false.jsonl.gz", b'{"text": "a"}\n', "cannot be read to its end"),
+        ("latin.tsv", "1\teins\n2\tfünf\n".encode("latin-1"), r"latin\.tsv:2: found bytes that are not UTF-8"),
+        ("first.tsv", "1\tfünf\n".encode("latin-1"), r"first\.tsv:1: found bytes that are not UTF-8"),
+        ("latin.jsonl", '{"text": "fünf"}\n'.encode("latin-1"), r"latin\.jsonl"),
+    ],
+    ids=["cut", "no gzip", "latin tsv", "its first line", "latin lines"],
+)
+def test_texts_that_cannot_be_read_are_told(name: str, content: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        list(every_text([str(tmp_path / name)], ReaderConfig()))
+
+
+@pytest.mark.parametrize(
     ("settings", "said"),
     [
         ({"corpus": "nowhere.jsonl"}, r"nowhere\.jsonl: found no such file"),
@@ -451,3 +489,102 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
         trim(TrimConfig(**{**usual, **settings}))
     assert not Path("output").exists()
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_truncation_that_was_saved_with_the_tokenizer_cuts_no_text_of_the_corpus(
+    wholes: dict[str, Path], texts: list[str], tmp_path: Path
+) -> None:
+    import shutil
+
+    whole = tmp_path / "whole"
+    shutil.copytree(wholes["unigram"], whole)
+    tokenizer = AutoTokenizer.from_pretrained(whole)
+    tokenizer("x", truncation=True, max_length=8, padding="max_length")
+    tokenizer.save_pretrained(whole)
+    assert json.loads((whole / "tokenizer.json").read_text("utf-8"))["truncation"]["max_length"] == 8
+    long = next(text for text in texts if len(tokens(wholes["unigram"], text)) > 40)
+    output, report = trimmed_of(whole, [*texts[:10], long], tmp_path)
+    assert tokens(output, long) == tokens(wholes["unigram"], long)
+    assert report.corpus.tokens == sum(len(tokens(wholes["unigram"], text)) for text in [*texts[:10], long])
+
+
+def test_a_token_that_the_file_of_the_tokenizer_lacks_is_refused(
+    wholes: dict[str, Path], texts: list[str], tmp_path: Path
+) -> None:
+    import shutil
+
+    from reranker.export.trim import _check_file
+
+    whole = tmp_path / "whole"
+    shutil.copytree(wholes["bpe"], whole)
+    tokenization = described((whole / "tokenizer.json").read_text("utf-8"), "model")
+    _check_file(AutoTokenizer.from_pretrained(whole).backend_tokenizer, tokenization, "model")
+    settings = json.loads((whole / "tokenizer_config.json").read_text("utf-8"))
+    number = max(pieces(tokenization)) + 1
+    more = {
+        "content": "<more>",
+        "lstrip": False,
+        "normalized": False,
+        "rstrip": False,
+        "single_word": False,
+        "special": True,
+    }
+    settings["added_tokens_decoder"] = {str(number): more}
+    (whole / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    assert AutoTokenizer.from_pretrained(whole).convert_tokens_to_ids("<more>") == number
+    with pytest.raises(UserError, match=rf"tokenizer\.json lacks 1 of its tokenizer's pieces, '<more>' \({number}\)"):
+        trimmed_of(whole, texts[:5], tmp_path)
+    assert not (tmp_path / "trimmed").exists()
+
+
+def test_bytes_stay_though_single_characters_may_go() -> None:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({piece: number for number, piece in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenization = described(tokenizer.to_str(), "model")
+    ids = kept_ids(tokenization, np.zeros(256, dtype=np.int64), characters=False)
+    own = Tokenizer.from_str(written(cut(tokenization, ids)))
+    assert own.decode(own.encode("Zebra 값 @#").ids) == "Zebra 값 @#"
+
+
+def test_an_unknown_word_beside_an_added_token_stays_unknown() -> None:
+    from reranker.export.trim_corpus import count
+
+    names = ["[UNK]", "[MASK]", "a", "ab", "##bX", "c"]
+    tokenizer = Tokenizer(models.WordPiece({name: number for number, name in enumerate(names)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(["[MASK]"])
+    tokenization = described(tokenizer.to_str(), "model")
+    assert tokenizer.encode("[MASK]abX c").tokens == ["[MASK]", "[UNK]", "c"]
+    used = count(["[MASK]abX c"], tokenizer, tokenization)
+    used[4] += 1  # as a text with a##bX would
+    own = Tokenizer.from_str(written(cut(tokenization, kept_ids(tokenization, used))))
+    assert own.encode("[MASK]abX c").tokens == ["[MASK]", "[UNK]", "c"]
+
+
+def test_pieces_that_the_template_or_the_padding_names_stay_though_they_are_no_added_tokens() -> None:
+    names = ["[UNK]", "begin", "finish", "blank", "a", "b"]
+    tokenizer = Tokenizer(models.WordPiece({name: number for number, name in enumerate(names)}, unk_token="[UNK]"))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="begin $A finish", special_tokens=[("begin", 1), ("finish", 2)]
+    )
+    tokenizer.enable_padding(pad_id=3, pad_token="blank", length=4)
+    tokenization = described(tokenizer.to_str(), "model")
+    ids = kept_ids(tokenization, np.array([0, 0, 0, 0, 1, 0]), characters=False)
+    assert ids == [0, 1, 2, 3, 4]
+    own = Tokenizer.from_str(written(cut(tokenization, ids)))
+    assert own.encode("a").tokens == ["begin", "a", "finish", "blank"]
+    tokenization["padding"]["pad_id"] = 77
+    with pytest.raises(UserError, match="names the id 77, of no piece"):
+        kept_ids(tokenization, np.zeros(6, dtype=np.int64))
+
+
+def test_ids_that_a_config_names_in_a_list_stay_and_are_numbered_anew() -> None:
+    from reranker.model.trim import cut_embedding, ids_of_the_config
+
+    config = BertConfig(vocab_size=12, pad_token_id=0, eos_token_id=[2, 7], **SIZES)
+    assert {0, 2, 7} <= ids_of_the_config(config)
+    model = BertForSequenceClassification(config)
+    cut_embedding(model, [0, 2, 5, 7])
+    assert model.config.eos_token_id == [1, 3]
