@@ -208,15 +208,20 @@ def sentence_transformers(model: Path, settings: dict[str, str]) -> Score:
 
 
 def onnxruntime_(model: Path, settings: dict[str, str]) -> Score:
+    return onnx_score(model.with_suffix(".onnx"), model, int(settings["threads"]), int(settings["size"]), LENGTH)
+
+
+def onnx_score(file: Path, directory: Path, threads: int, size: int, limit: int) -> Score:
+    """Sorted batches of `size` pairs of at most `limit` tokens, without PyTorch. `directory` has tokenizer and config."""
     import onnxruntime
     from tokenizers import Tokenizer
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, size = int(settings["threads"]), int(settings["size"])
-    session = onnxruntime.InferenceSession(str(model.with_suffix(".onnx")), options, ["CPUExecutionProvider"])
-    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
-    tokenizer.enable_truncation(LENGTH)
-    pad = json.loads((model / "config.json").read_text("utf-8"))["pad_token_id"]
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(file), options, ["CPUExecutionProvider"])
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    tokenizer.enable_truncation(limit)
+    pad = json.loads((directory / "config.json").read_text("utf-8"))["pad_token_id"]
 
     def score(pairs: list[tuple[str, str]]) -> Any:
         tokenizer.no_padding()

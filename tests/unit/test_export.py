@@ -30,6 +30,7 @@ from reranker.export.model_card import CardFacts, model_card
 from reranker.model.cross_encoder import score_pairs
 from reranker.train import checkpoint
 from reranker.train.fragments import MASTER, Fragment
+from tests.plain import plain_scores
 from tests.tiny import tiny_model
 
 SHORT = [
@@ -91,15 +92,6 @@ def our_scores(directory: Path, pairs: list[tuple[str, str]]) -> torch.Tensor:
     encoded = [encoder.encode(query, [passage])[0] for query, passage in pairs]
     with torch.no_grad():
         return score_pairs(model, pack_pairs(encoded, encoder.pad_id)).float()
-
-
-def plain_scores(directory: Path, pairs: list[tuple[str, str]]) -> torch.Tensor:
-    """transformers and nothing else: the tokenizer's own model_max_length is the limit."""
-    tokenizer = AutoTokenizer.from_pretrained(directory)
-    model = AutoModelForSequenceClassification.from_pretrained(directory).eval()
-    queries, passages = ([pair[place] for pair in pairs] for place in (0, 1))
-    with torch.no_grad():
-        return model(**tokenizer(queries, passages, padding=True, truncation=True, return_tensors="pt")).logits[:, 0]
 
 
 def flag_scores(directory: Path, pairs: list[tuple[str, str]], max_length: int) -> torch.Tensor:

@@ -30,6 +30,7 @@ from reranker.errors import UserError
 from reranker.export.trim import trim
 from reranker.model.vocabulary import cut, described, kept_ids, pieces, written
 from reranker.prepare.every_text import every_text
+from tests.plain import plain_scores
 from tests.tiny import tiny_model
 
 KINDS = ("unigram", "bpe", "wordpiece")
@@ -109,15 +110,6 @@ def trimmed_of(whole: Path, texts: list[str], tmp_path: Path, **settings: Any) -
 def tokens(directory: Path, text: str) -> list[str]:
     tokenizer = AutoTokenizer.from_pretrained(directory)
     return list(tokenizer.convert_ids_to_tokens(tokenizer(text, add_special_tokens=False)["input_ids"]))
-
-
-def plain_scores(directory: Path, pairs: list[tuple[str, str]]) -> torch.Tensor:
-    """transformers and nothing else."""
-    tokenizer = AutoTokenizer.from_pretrained(directory)
-    model = AutoModelForSequenceClassification.from_pretrained(directory).eval()
-    queries, passages = ([pair[place] for pair in pairs] for place in (0, 1))
-    with torch.no_grad():
-        return model(**tokenizer(queries, passages, padding=True, truncation=True, return_tensors="pt")).logits[:, 0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
