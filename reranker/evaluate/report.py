@@ -61,7 +61,7 @@ def _evaluate(config: EvaluateConfig, crew: Crew, device: str) -> int:
         return 0
     cache = Scores(output, read=not config.force)
     systems = [*own_systems(config, device, environment, inputs), *others]
-    rows = [WITHOUT, *(system.name for system in systems), FUSED]
+    rows = [WITHOUT, *(system.name for system in systems if system not in others), FUSED, *(one.name for one in others)]
     if config.baseline is not None and config.baseline not in rows:
         error = UserError("baseline", config.baseline, "one of " + ", ".join(rows), "choose one, or leave it out")
         error.agreed = True  # every rank reads the same settings
