@@ -719,8 +719,60 @@ MUTATIONS = [
     ),
     Mutation(
         "every rank scores every batch", "evaluate/systems.py",
-        "batches = deal(reranker.batches(layout.lengths), crew.rank, crew.world)", "batches = reranker.batches(layout.lengths)",
+        "batches = deal(scorer.batches(layout.lengths), crew.rank, crew.world)", "batches = scorer.batches(layout.lengths)",
         "tests/unit/test_crew.py::test_every_pair_is_scored_once_and_to_the_same_bits_on_any_number_of_ranks",
+    ),
+    Mutation(
+        "a service's scores go to documents in the order of its answer", "evaluate/cohere.py",
+        "scores[place] = float(score)", "scores[len(scores)] = float(score)",
+        "tests/unit/test_cohere.py::test_each_query_is_one_call_as_documented_and_scores_go_back_by_index",
+    ),
+    Mutation(
+        "what a service was paid for is not kept", "evaluate/answers.py",
+        "if self._path is None:", "if True:",
+        "tests/unit/test_cohere.py::test_what_was_answered_before_an_end_is_not_asked_and_paid_again",
+    ),
+    Mutation(
+        "calls under way when another is refused are paid and lost", "evaluate/cohere.py",
+        "if future.exception() is None and self._answers.get(name) is None:", "if False:",
+        "tests/unit/test_cohere.py::test_calls_under_way_when_one_is_refused_are_kept",
+    ),
+    Mutation(
+        "a service's key stands in a message", "evaluate/cohere.py",
+        'str(text).replace(self._secret(), "...")', "str(text)",
+        "tests/unit/test_cohere.py::test_the_key_is_in_no_file_and_no_message",
+    ),
+    Mutation(
+        "every rank calls a service", "evaluate/cohere.py",
+        "return crew.from_first(lambda: self._scores(queries, advance))",
+        "return crew.together(lambda: self._scores(queries, advance))",
+        "tests/distributed/test_evaluate.py::test_other_systems_score_alike_on_any_number_of_ranks_and_one_rank_alone_calls",
+    ),
+    Mutation(
+        "scores of other settings are taken for a system's own", "evaluate/others.py",
+        'settings | {"max_length": length, "versions": _versions(of, key)}',
+        '{"max_length": length, "versions": _versions(of, key)}',
+        "tests/unit/test_systems.py::test_scores_are_kept_for_the_same_settings_files_and_versions_alone",
+    ),
+    Mutation(
+        "a setting does not reach the library", "evaluate/libraries.py",
+        "query_max_length=config.query_max_length", "query_max_length=None",
+        "tests/unit/test_systems.py::test_each_kind_scores_as_its_library_does",
+    ),
+    Mutation(
+        "a model's own Python runs unasked", "evaluate/libraries.py",
+        "trust_remote_code=config.trust_remote_code", "trust_remote_code=True",
+        "tests/unit/test_systems.py::test_the_python_of_a_model_is_run_only_where_that_is_said",
+    ),
+    Mutation(
+        "an encoder without a score head is a row", "evaluate/libraries.py",
+        "if classifies and saved and not any(", "if False and not any(",
+        "tests/unit/test_systems.py::test_a_wrong_system_is_one_line_that_says_what_to_do[st head]",
+    ),
+    Mutation(
+        "a rank's mistake leaves the others waiting", "evaluate/systems.py",
+        "if told is not None:", "if told is not None and told is mistake:",
+        "tests/unit/test_crew.py::test_a_mistake_of_one_rank_is_raised_by_all",
     ),
     Mutation(
         "a saved model is kept whatever it scores", "export/reload.py",

@@ -37,7 +37,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "checkpoint verify": (CheckpointVerifyConfig, "compare every byte of checkpoints with their checksums"),
     "replay": (ReplayConfig, "run one optimizer step from a checkpoint once more and tell of each group"),
     "dashboard": (DashboardConfig, "save a Weights & Biases workspace for the trainings of a project"),
-    "evaluate": (EvaluateConfig, "compare first stage, base and fine-tuned model on sets of queries"),
+    "evaluate": (EvaluateConfig, "compare first stage, base, fine-tuned model and other systems on sets of queries"),
     "evaluate compare": (CompareConfig, "tell which queries one evaluated system wins over another, with texts"),
     "export": (ExportConfig, "write a checkpoint as a Hugging Face directory with a model card"),
     "push": (PushConfig, "send an exported model to a model hub, as one commit"),

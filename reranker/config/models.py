@@ -24,6 +24,8 @@ class EvaluateConfig:
     """Queries, one {"qid", "query", "pos"} a line; "also" lists equivalents of the right passage"""
     sets: Any = field(default=None, metadata={"kind": "mapping or yaml file, or null"})
     """Sets in their place: {NAME: {path, form: groups|beir|trec|reranking|csv|own, stage: bm25|dense|run, ...}}"""
+    systems: Any = field(default=None, metadata={"kind": "mapping or yaml file, or null"})
+    """Other rows: {NAME: {kind: reranker|sentence_transformers|flagembedding|cohere|onnx, model: ..., ...}}"""
     output: Optional[str] = None
     """Directory for table.json, table.md and table.png; null: the table is printed only"""
     depth: int = 20
@@ -58,7 +60,7 @@ class EvaluateConfig:
     permutations: int = 10000
     """Permutations behind the p-values of differences"""
     baseline: Optional[str] = None
-    """System that all others are compared with; null: fine-tuned with base, it and fused with the first stage"""
+    """System that all others are compared with; null: fine-tuned with all but fused, and that with the first stage"""
     latency: int = 0
     """Queries of each set that are scored once more, one by one, for the time that a query takes; 0: not measured"""
     seed: int = 42

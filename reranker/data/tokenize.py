@@ -71,6 +71,9 @@ class Pair:
     ids: list[int]
     types: list[int]
 
+    def __len__(self) -> int:
+        return len(self.ids)
+
 
 @dataclass(frozen=True)
 class Uncut:

@@ -13,18 +13,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from reranker.config.models import EvaluateConfig
 from reranker.errors import UserError
 from reranker.evaluate.crew import Crew
-from reranker.evaluate.fingerprint import Scores, digest, scored_by, settings_of
+from reranker.evaluate.fingerprint import Scores, digest, settings_of
 from reranker.evaluate.first_stage import find
 from reranker.evaluate.outcome import Outcome, outcome
 from reranker.evaluate.rank import Passage, Query, sample_queries
 from reranker.evaluate.sets import EvaluationSet
 from reranker.evaluate.summary import details_of, differences_of, lines_of, rows_of
-from reranker.evaluate.systems import KEYS, System, latency
+from reranker.evaluate.systems import System, latency
 from reranker.progress import progress_bar
 
 
@@ -63,19 +61,21 @@ class Scored:
 
 def evaluate(
     config: EvaluateConfig, sets: Sequence[EvaluationSet], systems: Sequence[System],
-    inputs: dict[str, dict[str, Any]], environment: dict[str, str], cache: Scores, crew: Crew, device: str,
+    inputs: dict[str, dict[str, Any]], cache: Scores, crew: Crew, device: str,
 ) -> Evaluation | None:  # fmt: skip
     """Run all systems over the queries of all sets. None on ranks other than 0. A collective call.
 
-    `cache` gives scores only of these inputs in this environment.
+    `cache` gives scores only of these inputs and of systems that are these.
     """
-    scored = [_score(config, one, systems, inputs, environment, cache, crew, device) for one in sets]
-    return crew.together(lambda: _found(config, scored) if crew.first else None)
+    for system in systems:
+        crew.from_first(system.check)
+    scored = [_score(config, one, systems, inputs, cache, crew, device) for one in sets]
+    return crew.together(lambda: _found(config, scored, systems) if crew.first else None)
 
 
 def _score(
     config: EvaluateConfig, one: EvaluationSet, systems: Sequence[System], inputs: dict[str, dict[str, Any]],
-    environment: dict[str, str], cache: Scores, crew: Crew, device: str,
+    cache: Scores, crew: Crew, device: str,
 ) -> Scored:  # fmt: skip
     material = crew.together(one.read)
     if material.note and crew.first:
@@ -84,25 +84,25 @@ def _score(
     candidates = find(one, material, queries, crew, device)
     _same_everywhere(one, queries, candidates, material.corpus, crew)
     pairs = [
-        (query.query, material.corpus[name].text)
-        for query, names in zip(queries, candidates, strict=True) for name in names
-    ]  # fmt: skip
+        [(query.query, material.corpus[name].text) for name in names]
+        for query, names in zip(queries, candidates, strict=True)
+    ]
+    total = sum(map(len, pairs))
+    files = [inputs[one.key(role)]["sha256"] for role in one.files]
     scores: dict[str, list[list[float]]] = {}
     latencies: dict[str, dict[str, float]] = {}
     for system in systems:
-        roles = [KEYS.get(system.name, system.name), *(one.key(role) for role in one.files)]
-        files = [inputs[role]["sha256"] for role in roles if role in inputs]
-        asked = digest([environment, files, [query.qid for query in queries], candidates, *scored_by(config)])
+        asked = digest([system.identity, files, [query.qid for query in queries], candidates])
         name = f"{one.name}.{system.name}" if one.name else system.name
         kept = crew.from_first(partial(cache.get, name, asked))
         if kept is None:
-            with progress_bar(total=len(pairs), desc=name, unit=" pairs", disable=not crew.first) as bar:
+            with progress_bar(total=total, desc=name, unit=" pairs", disable=not crew.first) as bar:
                 values = iter(system.score(pairs, crew, bar.update).tolist())
             kept = [[next(values) for _ in names] for names in candidates]
             crew.together(partial(_keep, cache, name, asked, kept, crew))
         scores[system.name] = kept
         if config.latency:
-            some = _of_queries(queries, candidates, pairs, config.latency)
+            some = [of_query for of_query in pairs if of_query][: config.latency]
             latencies[system.name] = crew.from_first(partial(latency, system, some))
     return Scored(one, queries, material.corpus, candidates, scores, latencies)
 
@@ -133,16 +133,7 @@ def _same_everywhere(
         raise error
 
 
-def _of_queries(
-    queries: Sequence[Query], candidates: Sequence[Sequence[str]], pairs: Sequence[tuple[str, str]], count: int
-) -> list[Sequence[tuple[str, str]]]:
-    """The pairs of each of the first queries that have any."""
-    ends = np.cumsum([len(names) for names in candidates])
-    all_pairs = [pairs[end - len(names) : end] for end, names in zip(ends, candidates, strict=True)]
-    return [of_query for of_query in all_pairs if of_query][:count]
-
-
-def _found(config: EvaluateConfig, scored: Sequence[Scored]) -> Evaluation:
+def _found(config: EvaluateConfig, scored: Sequence[Scored], systems: Sequence[System]) -> Evaluation:
     outcomes = [one.at(one.of_set.depths[0] if one.of_set.depths else None, config) for one in scored]
     differences = differences_of(config, [[one] for one in outcomes])
     details: list[dict[str, Any]] = []
@@ -161,7 +152,8 @@ def _found(config: EvaluateConfig, scored: Sequence[Scored]) -> Evaluation:
         for name in sorted({name for names in one.candidates for name in names}
                            | {name for query in one.queries for name in query.judged if name in one.corpus})
     ]  # fmt: skip
-    settings = {"settings": settings_of(config)}
+    told = {system.name: {"told": system.told, **system.identity} for system in systems if system.told}
+    settings = {"settings": settings_of(config)} | ({"systems": told} if told else {})
     if len(scored) == 1 and not scored[0].of_set.name:
         alone = dict(details[0])
         return Evaluation(alone.pop("rows"), alone | settings, lines, texts)

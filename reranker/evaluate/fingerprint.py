@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from reranker import __version__
 from reranker.config.common import LongPassages
 from reranker.config.evaluating import Stage
 from reranker.config.models import EvaluateConfig
-from reranker.errors import UserError
+from reranker.errors import UserError, shorten
 from reranker.evaluate.sets import EvaluationSet
 from reranker.files import sha256, write_json
 
@@ -76,14 +76,14 @@ def environment_of(config: EvaluateConfig) -> dict[str, str]:
 
 
 def inputs_of(
-    config: EvaluateConfig, sets: Sequence[EvaluationSet], known: dict[str, Any]
+    config: EvaluateConfig, sets: Sequence[EvaluationSet], known: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
     """{"corpus", "queries", or those of sets, "model", "base"?: {"name", "sha256", ...}}.
 
     `known` is an earlier result: a file whose size and modification time are still the same is not read
     again, as hashing gigabytes of weights takes longer than showing a table may.
     """
-    files = {path: entry for item in known.values() for path, entry in (item.get("files") or {}).items()}
+    files = known_files(known)
     inputs = {}
     for one in sets:
         for role, path in one.files.items():
@@ -99,23 +99,66 @@ def inputs_of(
     return inputs
 
 
-def _model(name: str, key: str, files: dict[str, Any]) -> dict[str, Any]:
-    if not Path(name).is_dir():
-        from reranker.model.cross_encoder import load_config
+def known_files(known: Mapping[str, Any]) -> dict[str, Any]:
+    """{path: its entry} of all files of an earlier result."""
+    return {path: entry for item in known.values() for path, entry in (item.get("files") or {}).items()}
 
-        commit = getattr(load_config(name, key=key), "_commit_hash", None)
-        return {"name": name, "sha256": digest([name, commit])}
-    paths = sorted({path for pattern in WEIGHTS for path in Path(name).glob(pattern)})
+
+def _model(name: str, key: str, files: Mapping[str, Any]) -> dict[str, Any]:
+    if Path(name).is_dir():
+        return digest_directory(name, key, WEIGHTS, files)
+    from reranker.model.cross_encoder import load_config
+
+    commit = getattr(load_config(name, key=key), "_commit_hash", None)
+    return {"name": name, "sha256": digest([name, commit])}
+
+
+def digest_directory(name: str, key: str, patterns: Sequence[str], files: Mapping[str, Any]) -> dict[str, Any]:
+    """{"name", "sha256", "files"} of a model directory, by its files of these patterns. Raises UserError.
+
+    With the subdirectories that sentence-transformers' modules.json names, and no others: a report may lie in one.
+    """
+    directory = Path(name)
+    places = [directory]
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        modules = json.loads((directory / "modules.json").read_text("utf-8"))
+        places += [directory / module["path"] for module in modules if module["path"]]
+    paths = sorted({path for place in places for pattern in patterns for path in place.glob(pattern)})
     if not any(path.name == "config.json" for path in paths):
-        raise UserError(key, f"{name}, a directory without config.json", "a Hugging Face model directory",
-                        "check the path")  # fmt: skip
+        kind = "a directory without config.json" if directory.is_dir() else "a file"
+        raise UserError(key, f"{name}, {kind}", "a Hugging Face model directory", "check the path")
+    return digest_files(name, paths, files, directory)
+
+
+def digest_files(
+    name: str, paths: Sequence[Path], files: Mapping[str, Any], directory: Path | None = None
+) -> dict[str, Any]:
+    """{"name", "sha256", "files"} of some files, which count by their names within `directory`, or by these alone."""
     entries = {str(path.resolve()): _file(path, files) for path in paths}
     # By name within the directory: a copy of a model is the same model.
-    content = [[path.name, entries[str(path.resolve())]["sha256"]] for path in paths]
+    content = [
+        [path.relative_to(directory).as_posix() if directory else path.name, entries[str(path.resolve())]["sha256"]]
+        for path in sorted(paths)
+    ]
     return {"name": name, "sha256": digest(content), "files": entries}
 
 
-def _file(path: Path, files: dict[str, Any]) -> dict[str, Any]:
+def digest_hub(name: str, key: str) -> dict[str, Any]:
+    """{"name", "sha256"} of a model on the hub, by its commit; none of its code is run. Raises UserError."""
+    from transformers.utils.hub import cached_file, extract_commit_hash
+
+    expected = "a Hugging Face model directory or hub name"
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(key, f"{name}, which does not exist", expected, "check the path")
+    try:
+        commit = extract_commit_hash(cached_file(name, "config.json"), None)
+    except (OSError, ValueError) as error:
+        raise UserError(key, f"{name}, which cannot be found ({shorten(error, 160)})", expected,
+                        "check the name and the network") from error  # fmt: skip
+    return {"name": name, "sha256": digest([name, commit])}
+
+
+def _file(path: Path, files: Mapping[str, Any]) -> dict[str, Any]:
     entry = files.get(str(path.resolve())) or {}
     try:
         status = path.stat()

@@ -66,10 +66,12 @@ def outcome(
     ranked = {system: rank_by_scores(queries, candidates, of) for system, of in scores.items()}
     rankings: dict[str, Sequence[Sequence[str]]] = dict(ranked)
     if depth is not None:  # what comes with its candidates has no first stage that could be a system
-        rankings = {WITHOUT: candidates, **ranked}
-        if TUNED in ranked:
-            both = zip(queries, candidates, ranked[TUNED], strict=True)
-            rankings[FUSED] = [fuse((first, tuned), query.judged) for query, first, tuned in both]
+        rankings = {WITHOUT: candidates}
+        for system, of in ranked.items():
+            rankings[system] = of
+            if system == TUNED:
+                both = zip(queries, candidates, of, strict=True)
+                rankings[FUSED] = [fuse((first, tuned), query.judged) for query, first, tuned in both]
     judged = [query.judged for query in queries]
     values = {
         system: per_query(

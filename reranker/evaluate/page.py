@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-from reranker.evaluate.table import COLOURS, described, tables, title
+from reranker.evaluate.table import colours, described, others, tables, title
 
 SHOWN = 2_000
 """Queries whose passages are in the file, those on which systems differ most: all of a large set would not load."""
@@ -24,7 +24,6 @@ CHARACTERS = 1_000
 BUDGET = 16_000_000
 """Bytes of the queries and their passages; no more than half of it are the queries' own lines."""
 RANKS = ("1", "2", "3", "4 to 5", "6 to 10", "below 10", "not found")
-_OTHER_COLOURS = ("#0f766e", "#a16207", "#be185d", "#4d7c0f", "#0369a1", "#7e22ce")
 
 
 def page(
@@ -63,9 +62,7 @@ def page(
 def _systems(queries: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """Every system that has ranked, in order, with its colour."""
     names = list(dict.fromkeys(name for line in queries for name in line["order"]))
-    others = [name for name in names if name not in COLOURS]
-    more = {name: _OTHER_COLOURS[place % len(_OTHER_COLOURS)] for place, name in enumerate(others)}
-    return [{"name": name, "colour": COLOURS.get(name) or more[name]} for name in names]
+    return [{"name": name, "colour": colour} for name, colour in colours(names).items()]
 
 
 def _part(
@@ -74,14 +71,15 @@ def _part(
 ) -> dict[str, Any]:  # fmt: skip
     """One table with its figures, as the template takes it."""
     metrics = details["settings"]["metrics"]
-    colours = {one["name"]: one["colour"] for one in _systems(queries)}
+    colour_of = {one["name"]: one["colour"] for one in _systems(queries)}
     scales = {metric: _scale([row[metric] for row in rows]) for metric in metrics}
     return {
         "heading": heading,
-        "described": described(about, details),
+        "described": " ".join([described(about, details), *others(details)]),
         "rows": [
             {
-                "system": row["system"], "colour": colours.get(row["system"], "#6b7280"), "latency": row.get("latency"),
+                "system": row["system"], "colour": colour_of.get(row["system"], "#6b7280"),
+                "latency": row.get("latency"),
                 "cells": [_cell(row[metric], *scales[metric]) for metric in metrics],
             }
             for row in rows
@@ -100,7 +98,7 @@ def _part(
         ],
         "found": [
             {"system": name, "shares": _shares([line["ranks"][name] for line in queries if name in line["ranks"]])}
-            for name in colours
+            for name in colour_of
         ],
     }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""`reranker evaluate`: first stage, base and fine-tuned reranker, and their fusion, on one set of queries or several.
+"""`reranker evaluate`: first stage, base and fine-tuned reranker, their fusion, and other systems, on sets of queries.
 
 In: an `EvaluateConfig`. Out: a table on standard output and, in the output directory, table.json, table.md, table.png,
 report.html, queries.jsonl, passages.jsonl and details.json. details.json is written last and names the others' sha256:
@@ -21,9 +21,11 @@ from reranker.evaluate.crew import Crew, meet
 from reranker.evaluate.evaluating import Evaluation, evaluate
 from reranker.evaluate.fingerprint import Scores, digest, environment_of, inputs_of, settings_of
 from reranker.evaluate.measures import measure
+from reranker.evaluate.others import inputs_of_systems, other_systems, read_systems
+from reranker.evaluate.outcome import FUSED, WITHOUT
+from reranker.evaluate.own import own_systems
 from reranker.evaluate.page import page
 from reranker.evaluate.sets import EvaluationSet, sets_of
-from reranker.evaluate.systems import systems_of
 from reranker.files import atomic_open, sha256, write_json, write_text
 
 FILES = ("table.json", "table.md", "table.png", "report.html", "queries.jsonl", "passages.jsonl", "details.json")
@@ -38,25 +40,65 @@ def evaluate_command(config: EvaluateConfig) -> int:
 def _evaluate(config: EvaluateConfig, crew: Crew, device: str) -> int:
     crew.together(lambda: _check(config))
     output = Path(config.output) if config.output else None
-    known = crew.from_first(lambda: _saved(output, "details.json") or {})
+    known = crew.from_first(lambda: _known(output))
     sets = crew.together(lambda: sets_of(config))
     crew.together(lambda: _refuse_overwriting(output, sets))
-    inputs = crew.from_first(lambda: inputs_of(config, sets, known.get("inputs") or {}))
-    environment = crew.together(lambda: environment_of(config))
+    named = crew.together(lambda: read_systems(config))
+    before = known.get("inputs") or {}
+    inputs = crew.from_first(lambda: inputs_of(config, sets, before) | inputs_of_systems(named, before))
+    environment = alike(crew, crew.together(lambda: environment_of(config)))
+    others = crew.together(lambda: other_systems(named, config, device, inputs))
     contents = {name: entry["sha256"] for name, entry in inputs.items()}
     of_sets = [one.settings() for one in sets]
-    fingerprint = digest([environment, settings_of(config), contents, of_sets])
+    of_systems = [[[system.name, system.identity] for system in others]] if others else []
+    fingerprint = digest([environment, settings_of(config), contents, of_sets, *of_systems])
     same = output is not None and not config.force and known.get("fingerprint") == fingerprint
-    if same and crew.from_first(lambda: output is not None and _whole(output, known)):
+    if crew.from_first(lambda: same and output is not None and _whole(output, known)):
         if crew.first:
             rows = _saved(output, "table.json")
             table.show(rows, known)
             print(f"inputs unchanged: this is the table saved in {output}; force=true evaluates again")
         return 0
     cache = Scores(output, read=not config.force)
-    found = evaluate(config, sets, systems_of(config, device), inputs, environment, cache, crew, device)
+    systems = [*own_systems(config, device, environment, inputs), *others]
+    rows = [WITHOUT, *(system.name for system in systems), FUSED]
+    if config.baseline is not None and config.baseline not in rows:
+        error = UserError("baseline", config.baseline, "one of " + ", ".join(rows), "choose one, or leave it out")
+        error.agreed = True  # every rank reads the same settings
+        raise error
+    found = evaluate(config, sets, systems, inputs, cache, crew, device)
     crew.together(lambda: _tell(output, found, fingerprint, environment, inputs, config.model))
     return 0
+
+
+def alike(crew: Crew, environment: dict[str, str]) -> dict[str, str]:
+    """The environment, which is that of every rank. Raises UserError, on all of them, where one has another.
+
+    Scores of two versions would stand in one table, and ranks that find another state of the report wait for ever.
+    """
+    for rank, other in enumerate(crew.gather(environment)):
+        if other != environment:
+            name = next(name for name in environment if environment[name] != other.get(name))
+            error = UserError(
+                "environment",
+                f"{name} {other.get(name)} on rank {rank} and {environment[name]} on rank {crew.rank}",
+                "the same on all ranks",
+                "install the same versions on all nodes, and choose device and precision",
+            )
+            error.agreed = True  # every rank finds one: rank 0 tells
+            raise error
+    return environment
+
+
+def _known(output: Path | None) -> dict[str, Any]:
+    """The details of an earlier report in the directory; {} where there is none, or a file of another form."""
+    saved = _saved(output, "details.json")
+    inputs = saved.get("inputs") if isinstance(saved, dict) else None
+    if not isinstance(inputs, dict) or not all(isinstance(one, dict) for one in inputs.values()):
+        return {}
+    files = [one.get("files") or {} for one in inputs.values()]
+    whole = all(isinstance(one, dict) and all(isinstance(entry, dict) for entry in one.values()) for one in files)
+    return saved if whole else {}
 
 
 def _tell(

@@ -10,19 +10,21 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from reranker.config.common import FirstStageConfig
 from reranker.config.evaluating import SetConfig, SetForm, Stage
 from reranker.config.models import EvaluateConfig
-from reranker.errors import UserError, closest
+from reranker.errors import UserError
 from reranker.evaluate import forms
 from reranker.evaluate.forms import Material
+from reranker.evaluate.named import Named, read_named
 from reranker.evaluate.rank import read_corpus, read_queries
 from reranker.groups import raw_lines
 
 ALONE = ""
 """The name of the set that corpus= and queries= are."""
+_NAMED = Named("sets", "a set", "path", "a path, or {path: ..., form: ...}")
 _OWN = (("corpus", ("corpus.jsonl*", "corpus*")), ("queries", ("queries.jsonl*", "queries*")))
 
 
@@ -90,44 +92,8 @@ def sets_of(config: EvaluateConfig) -> list[EvaluationSet]:
         raise UserError(
             "sets", "sets= beside corpus= or queries=", "one or the other", "make the two a set of their own"
         )
-    return [_found(name, settings, config) for name, settings in _settings(config.sets).items()]
-
-
-def _settings(sets: Any) -> dict[str, SetConfig]:
-    """{name: its settings} of a mapping or a yaml file."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    where, value = "sets", sets
-    if isinstance(sets, str):
-        import yaml
-
-        where = sets
-        try:
-            value = yaml.safe_load(Path(sets).read_text("utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError("sets", f"{sets}, which cannot be read ({error})", "a yaml file of sets",
-                            "check the path") from None  # fmt: skip
-    if not isinstance(value, dict) or not value:
-        raise UserError(where, f"{value!r}", "{name: {path: ...}, ...}", "name each set")
-    found: dict[str, SetConfig] = {}
-    for name, of_set in value.items():
-        if not isinstance(name, str) or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
-            raise UserError(where, f"a set called {name!r}", "a name of letters, digits, - and _", "call it otherwise")
-        given = {"path": of_set} if isinstance(of_set, str) else of_set
-        if not isinstance(given, dict):
-            raise UserError(f"{where}.{name}", f"{of_set!r}", "a path, or {path: ..., form: ...}", "write one")
-        try:
-            merged = OmegaConf.merge(OmegaConf.structured(SetConfig), given)
-            found[name] = cast(SetConfig, OmegaConf.to_object(merged))
-        except OmegaConfBaseException as error:
-            key = error.full_key or str(error.key)
-            known = [item.name for item in dataclasses.fields(SetConfig)]
-            near = closest(key, known) if key not in known else None
-            reason = " ".join(str(error.msg or error).split("\n", 1)[0].split())
-            raise UserError(f"{where}.{name}.{key}", reason, "one of the keys " + ", ".join(known),
-                            f"did you mean {near}?" if near else "change the value") from None  # fmt: skip
-    return found
+    named = read_named(config.sets, _NAMED, lambda where, given: SetConfig)
+    return [_found(name, settings, config) for name, settings in named.items()]
 
 
 def _found(name: str, settings: SetConfig, config: EvaluateConfig) -> EvaluationSet:

@@ -102,7 +102,8 @@ def lines_of(one: Outcome) -> list[dict[str, Any]]:
 def _pairs(config: EvaluateConfig, outcomes: Sequence[Outcome]) -> list[tuple[str, str]]:
     names = [name for name in outcomes[0].values if all(name in one.values for one in outcomes)]
     if config.baseline is None:
-        return [(ours, theirs) for ours, theirs in COMPARED if ours in names and theirs in names]
+        others = [(TUNED, name) for name in names if name not in (WITHOUT, BASE, TUNED, FUSED)]
+        return [(ours, theirs) for ours, theirs in (*COMPARED, *others) if ours in names and theirs in names]
     if config.baseline not in names:
         raise UserError("baseline", config.baseline, "one of " + ", ".join(names), "choose one, or leave it out")
     return [(name, config.baseline) for name in names if name != config.baseline]

@@ -13,8 +13,16 @@ from reranker.evaluate.measures import AMONG_CONTEXTS
 from reranker.evaluate.statistics import told_p
 
 COLOURS = {"without-reranker": "#6b7280", "base": "#2563a8", "fine-tuned": "#c2410c", "fused": "#7c3aed"}
+_OTHER_COLOURS = ("#0f766e", "#a16207", "#be185d", "#4d7c0f", "#0369a1", "#7e22ce")
 COLUMNS = 3
 """Metrics beside each other in a terminal of 80 columns."""
+
+
+def colours(names: Sequence[str]) -> dict[str, str]:
+    """The colour of each system, those beside base and fine-tuned in the order of their rows."""
+    others = [name for name in names if name not in COLOURS]
+    more = {name: _OTHER_COLOURS[place % len(_OTHER_COLOURS)] for place, name in enumerate(others)}
+    return {name: COLOURS.get(name) or more[name] for name in names}
 
 
 def title(metric: str) -> str:
@@ -92,7 +100,7 @@ def _latency(row: Mapping[str, Any]) -> str:
 
 
 def _notes(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any], details: Mapping[str, Any]) -> list[str]:
-    notes = [described(about, details), f"In brackets: {_INTERVALS}"]
+    notes = [described(about, details), *others(details), f"In brackets: {_INTERVALS}"]
     if about["differences"]:
         notes.append("p: paired randomisation test, corrected for all differences of a metric (Holm).")
     if timed := [row for row in rows if "latency" in row]:
@@ -113,11 +121,11 @@ def draw(rows: Sequence[Mapping[str, Any]], details: Mapping[str, Any], stream: 
     figure = Figure(figsize=size, dpi=160, layout=ConstrainedLayoutEngine(wspace=0.06))
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
-    places = range(len(rows))
+    places, colour_of = range(len(rows)), colours([row["system"] for row in rows])
     for panel, metric in zip(panels, metrics, strict=True):
         for place, row in zip(places, rows, strict=True):
             value, low, high = (row[metric][key] for key in ("value", "low", "high"))
-            colour = COLOURS.get(row["system"], "black")
+            colour = colour_of[row["system"]]
             panel.plot([low, high], [place, place], color=colour, linewidth=3, alpha=0.35, solid_capstyle="butt")
             panel.plot([value], [place], "o", color=colour, markersize=7)
             panel.annotate(f"{value:.3f}", (value, place), xytext=(0, 8), textcoords="offset points",
@@ -165,6 +173,11 @@ def described(about: Mapping[str, Any], details: Mapping[str, Any]) -> str:
     )
 
 
+def others(details: Mapping[str, Any]) -> list[str]:
+    """How the systems score that score otherwise, a sentence each."""
+    return [f"{name}: {system['told']}." for name, system in details.get("systems", {}).items()]
+
+
 def _parts(found: Mapping[str, float], form: str) -> tuple[str, str]:
     p = f", {told_p(found['p_holm'])}" if "p_holm" in found else ""
     return form.format(found["value"]), f"[{form.format(found['low'])}, {form.format(found['high'])}]{p}"
@@ -176,7 +189,7 @@ def _grid(heading: str, named: Sequence[tuple[str, Mapping[str, Any]]], metrics:
     from rich.text import Text
 
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    grid.add_column(heading, no_wrap=True)
+    grid.add_column(heading, overflow="fold")  # a long name goes on in the next line
     for metric in metrics:
         grid.add_column(title(metric), no_wrap=True)
     for name, row in named:

@@ -29,6 +29,7 @@ from reranker.export.card_words import Words
 from reranker.export.onnx import FILE, quietly
 from reranker.groups import Group, read_groups
 from reranker.model.cross_encoder import score_pairs
+from reranker.model.onnx import onnx_scores, session_of
 
 INT8_FILE = "onnx/model_quantized.onnx"
 GROUPS = 64
@@ -108,7 +109,8 @@ def write_int8(
                              nodes_to_exclude=whole)  # fmt: skip
         with _refusals_told("a quantised file that onnxruntime {} cannot run"):
             session = session_of(path)
-            scores = [onnx_scores(session, pairs, encoder.pad_id) for pairs in encoded]
+            scores = [np.concatenate([onnx_scores(session, batch, encoder.pad_id) for batch in _batches(pairs)])
+                      for pairs in encoded]  # fmt: skip
         found = replace(agreement(expected, scores), whole=len(whole))
         if found.order >= least:  # never of NaN
             return found
@@ -134,25 +136,6 @@ def _refusals_told(found: str) -> Iterator[None]:
     except Exception as error:
         raise UserError("int8", f"{found.format(version('onnxruntime'))} ({shorten(error, 160)})",
                         "a model that it can", "say int8=null") from error  # fmt: skip
-
-
-def session_of(path: Path, threads: int = 0) -> Any:
-    """An onnxruntime session on the CPU; 0 threads: as many as it takes to be right."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level, options.intra_op_num_threads = 3, threads  # 3: errors
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-
-def onnx_scores(session: Any, pairs: Sequence[Pair], pad_id: int) -> np.ndarray:
-    """scores_N (float32) of N pairs, padded a few at a time."""
-    names, scores = [one.name for one in session.get_inputs()], []
-    for batch in _batches(pairs):
-        ids_NL, types_NL, mask_NL = pack_pairs(batch, pad_id).padded()
-        inputs = {"input_ids": ids_NL, "attention_mask": mask_NL.long(), "token_type_ids": types_NL}
-        scores.append(session.run(["logits"], {name: inputs[name].numpy() for name in names})[0][:, 0])
-    return np.concatenate(scores)
 
 
 def _batches(pairs: Sequence[Pair]) -> list[Sequence[Pair]]:

@@ -30,12 +30,10 @@ from reranker.files import atomic_open
 from reranker.groups import decode_lines, kind_of, parse_text, parse_texts, read_lines
 from reranker.model.cross_encoder import load_model, load_tokenizer, positions, score_pairs
 from reranker.model.unpad import is_packed, pack, resolve_packing
-from reranker.model.windows import Layout, Long, sizes_of
+from reranker.model.windows import PORTION, Layout, Long, sizes_of
 
 FORM = '{"query": "...", "passages": ["..."]}'
 DTYPES = {Precision.fp16: torch.float16, Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}
-PORTION = 8192
-"""Pairs that are tokenized and sorted by length at a time: bounds the memory of a long list."""
 CHARACTERS = 1 << 25
 """Of the passages of a portion, where they are not cut: several times what so many whole passages of one pair have."""
 
@@ -140,7 +138,7 @@ class Reranker:
                     values_W[batch] = self.forward(layout.pick(windows, batch))
                     advance(layout.begun(batch))
                 scores_N[start:end] = layout.scores(values_W, self.long.best)
-        self.refuse_lost(scores_N, pairs)
+        refuse_lost(self.path, scores_N, pairs)
         return scores_N
 
     def portions(self, pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[int, int]]:
@@ -155,25 +153,13 @@ class Reranker:
         if start < len(pairs):
             yield start, len(pairs)
 
-    def refuse_lost(self, scores_N: np.ndarray, pairs: Sequence[tuple[str, str]]) -> None:
-        """Raise UserError for a score that is not finite."""
-        bad = np.flatnonzero(~np.isfinite(scores_N))
-        if len(bad):
-            raise UserError(self.path, f"{len(bad)} scores that are not finite, the first for {shorten(pairs[bad[0]])}",
-                            "numbers", "score with precision=fp32, and check the weights if they stay")  # fmt: skip
-
     def batches(self, lengths: Sequence[int]) -> list[list[int]]:
         """Indices of pairs of these lengths in the batches that they are scored in."""
         return batches_by_tokens(lengths, self.batch_tokens, is_packed(self.model.config))
 
     def encode(self, pairs: Sequence[tuple[str, str]]) -> list[Pair]:
         """The tokens of each pair."""
-        # Neighbours mostly share their query: it is tokenized once for all of them.
-        return [
-            encoded
-            for query, same in itertools.groupby(pairs, key=lambda pair: pair[0])
-            for encoded in self.tokenizer.encode(query, [passage for _, passage in same])
-        ]
+        return encode_pairs(self.tokenizer, pairs)
 
     def windows(self, pairs: Sequence[tuple[str, str]]) -> list[Sequence[Pair]]:
         """What is scored of each pair: the pair itself or, with long="windows", as many as its passage takes."""
@@ -191,6 +177,24 @@ class Reranker:
         pairs = pack_pairs(batch, self.tokenizer.pad_id).to(self.device)
         scores_N: np.ndarray = score_pairs(self.model, pairs).float().cpu().numpy()
         return scores_N
+
+
+def encode_pairs(tokenizer: PairTokenizer, pairs: Sequence[tuple[str, str]]) -> list[Pair]:
+    """The tokens of each pair."""
+    # Neighbours mostly share their query: it is tokenized once for all of them.
+    return [
+        encoded
+        for query, same in itertools.groupby(pairs, key=lambda pair: pair[0])
+        for encoded in tokenizer.encode(query, [passage for _, passage in same])
+    ]
+
+
+def refuse_lost(path: str, scores_N: np.ndarray, pairs: Sequence[tuple[str, str]]) -> None:
+    """Raise UserError, about the model `path`, for a score that is not finite."""
+    bad = np.flatnonzero(~np.isfinite(scores_N))
+    if len(bad):
+        raise UserError(path, f"{len(bad)} scores that are not finite, the first for {shorten(pairs[bad[0]])}",
+                        "numbers", "score with precision=fp32, and check the weights if they stay")  # fmt: skip
 
 
 def normalize(scores: Sequence[float] | np.ndarray) -> list[float]:
@@ -292,12 +296,12 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def contract_of(config: Any, max_length: int | None = None) -> Contract:
+def contract_of(config: Any, max_length: int | None = None, key: str = "max_length") -> Contract:
     """The model's own contract, or one of `max_length`, no longer than the model has positions for."""
     limit = positions(config)
     if max_length is not None and not 8 <= max_length <= (limit or max_length):
         most = f" and at most {limit}, the model's positions" if limit else ""
-        raise UserError("max_length", str(max_length), f"8 or more{most}", "change the value")
+        raise UserError(key, str(max_length), f"8 or more{most}", "change the value")
     contract = Contract.of_model(config, max_length)
     return Contract.of_model(config, limit) if limit and contract.max_length > limit else contract
 

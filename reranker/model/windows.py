@@ -6,15 +6,18 @@ batches are made of, and from the scores of all of them one score of each pair. 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
-from reranker.data.tokenize import Pair
 from reranker.errors import UserError
 
 TRUNCATE, WINDOWS = "truncate", "windows"
+PORTION = 8192
+"""Pairs that are tokenized and sorted by length at a time: bounds the memory of a long list."""
+W = TypeVar("W", bound=Sized)
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,25 @@ Sizes = Sequence[tuple[int, int]]
 """Of each pair: windows, and tokens of each of them."""
 
 
-def sizes_of(windows: Sequence[Sequence[Pair]]) -> list[tuple[int, int]]:
-    return [(len(of_pair), len(of_pair[0].ids)) for of_pair in windows]
+def sizes_of(windows: Sequence[Sequence[Sized]]) -> list[tuple[int, int]]:
+    return [(len(of_pair), len(of_pair[0])) for of_pair in windows]
+
+
+class Whole:
+    """For what scores each pair as a whole, whatever it makes of it: `encode` gives one thing a pair."""
+
+    long = Long()
+
+    def encode(self, pairs: Sequence[tuple[str, str]]) -> Sequence[Sized]:
+        raise NotImplementedError
+
+    def portions(self, pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[int, int]]:
+        """(first, behind the last) of the pairs that are sorted by length together."""
+        return ((start, min(start + PORTION, len(pairs))) for start in range(0, len(pairs), PORTION))
+
+    def windows(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[Sized]]:
+        """The one window of each pair."""
+        return [(one,) for one in self.encode(pairs)]
 
 
 class Layout:
@@ -72,9 +92,7 @@ class Layout:
         found: list[int] = np.unique(self._pairs_W[list(places)]).tolist()
         return found
 
-    def pick(
-        self, windows: Sequence[Sequence[Pair]] | Mapping[int, Sequence[Pair]], places: Sequence[int]
-    ) -> list[Pair]:
+    def pick(self, windows: Sequence[Sequence[W]] | Mapping[int, Sequence[W]], places: Sequence[int]) -> list[W]:
         """The windows at these places, of those of each pair."""
         pairs = self._pairs_W[list(places)].tolist()
         return [

@@ -63,9 +63,9 @@ def last_state(run_dir: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def trained(inputs: Inputs, old: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two ranks at ZeRO stage 3, whose forwards are collectives."""
+    """Two ranks at ZeRO stage 3, whose forwards are collectives. Were the best one that fails, it would be exported."""
     run_dir = tmp_path_factory.mktemp("trained") / "run"
-    train(2, overrides(inputs, old, run_dir, deepspeed="zero3"))
+    train(2, overrides(inputs, old, run_dir, deepspeed="zero3", **{"gate.action": "mark"}))
     return run_dir
 
 
@@ -181,7 +181,9 @@ def test_a_resume_keeps_what_the_base_had_and_measures_anew_what_is_another(
     # Without the file, and for another metric: the base's own values, though trained weights are what is resumed.
     for change in ({}, {"gate.metric": "mrr", "gate.max_drop": 0.25}):
         other = rewound(trained, tmp_path / f"other{len(change)}", step=4)
-        if not change:
+        if change:
+            (other / "gate_base.json").write_text(json.dumps(kept))
+        else:
             (other / "gate_base.json").unlink()
         train(2, overrides(inputs, old, other, deepspeed="zero3", **change))
         values = json.loads((other / "gate_base.json").read_text())["values"]
@@ -201,14 +203,28 @@ def test_a_base_whose_head_is_drawn_anew_wants_another_reranker_as_the_gates_bas
     weights = load_file(tmp_path / "encoder" / "model.safetensors")
     body = {name: tensor for name, tensor in weights.items() if not name.startswith("classifier")}
     save_file(body, tmp_path / "encoder" / "model.safetensors", metadata={"format": "pt"})
-    words = overrides(inputs, old, tmp_path / "run", **{"model.name": tmp_path / "encoder", "train.max_steps": 2})
-    assert refused(run(2, ["train", *words])) == (
+    settings = {"model.name": tmp_path / "encoder", "train.max_steps": 2}
+    assert refused(run(2, ["train", *overrides(inputs, old, tmp_path / "run", **settings)])) == (
         f"model.name: found {tmp_path}/encoder, whose score head is freshly drawn: it has no ranking to lose, expected a "
         "trained reranker as the gate's base; say gate.base=..., another reranker, or leave gate.sets out"
     )
     assert not (tmp_path / "run").exists()
 
-    line = refused(run(2, ["train", *words, f"gate.base={inputs.model}"]))
+    # The sets are of any form: here one whose candidates rank 0 finds for all.
+    beir = tmp_path / "beir"
+    (beir / "qrels").mkdir(parents=True)
+    texts = [{"_id": f"p{place}", "title": "", "text": group.pos[0]} for place, group in enumerate(make_groups(9, 1))]
+    asked = [{"_id": f"q{place}", "text": text["text"].split()[0]} for place, text in enumerate(texts)]
+    for name, lines in (("corpus", texts), ("queries", asked)):
+        (beir / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    judged = "".join(f"q{place}\tp{place}\t1\n" for place in range(9))
+    (beir / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{judged}")
+    sets = f"{{old: {old}, beir: {{path: {beir}, depth: 4, bm25: {{analyzer: whitespace}}}}}}"
+    settings |= {"gate.base": inputs.model, "gate.sets": sets}
+    words = overrides(inputs, old, tmp_path / "run", **settings)
+    (told,) = run(1, ["train", *words, "train.dry_run=true"])
+    assert "gate             old, beir: 33 queries, at most 0.15 ndcg@10 may be lost on each" in told.out
+    line = refused(run(2, ["train", *words]))
     assert line.startswith("gate: found no checkpoint that passes: step-00000002, the best of them, which loses ")
     assert "expected at most 0.15 lost against model;" in line
     # As it ranks by itself, with pairs as long as its own contract lets them be.
@@ -216,6 +232,7 @@ def test_a_base_whose_head_is_drawn_anew_wants_another_reranker_as_the_gates_bas
     for group in read_groups(old):
         ranked = [entry.passage for entry in other.rerank(group.query, [*group.pos, *group.neg])]
         expected.append(1 / math.log2(2 + ranked.index(group.pos[0])))
-    kept = json.loads((tmp_path / "run" / "gate_base.json").read_text())["values"]["old"]
-    assert kept == pytest.approx(expected)
-    assert 0.5 < sum(kept) / 24 < 1
+    kept = json.loads((tmp_path / "run" / "gate_base.json").read_text())["values"]
+    assert kept["old"] == pytest.approx(expected)
+    assert 0.5 < sum(expected) / 24 < 1
+    assert len(kept["beir"]) == 9

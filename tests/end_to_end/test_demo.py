@@ -15,8 +15,9 @@ import pytest
 from reranker import Reranker
 from reranker.cli import main
 from reranker.export.onnx import FILE
-from reranker.export.quantize import GROUPS, INT8_FILE, agreement, onnx_scores, session_of
+from reranker.export.quantize import GROUPS, INT8_FILE, agreement
 from reranker.groups import read_groups
+from reranker.model.onnx import onnx_scores, session_of
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = ROOT / "runs" / "demo"

@@ -1,13 +1,17 @@
-"""What makes the unit tests quick without their noticing."""
+"""What makes the unit tests quick without their noticing, and what several files of them share."""
 
 from __future__ import annotations
 
 import gc
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.evaluation import ACTIONS, TOPICS, texts_of
 
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -43,3 +47,40 @@ def ranks() -> Iterator[Any]:
             yield join(Device.cpu, 60.0)
         finally:
             leave()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the rerankers `tuned` and `base`."""
+    from tests.tiny import tiny_model
+
+    directory = tmp_path_factory.mktemp("models")
+    tiny_model(directory / "tuned", seed=0)
+    tiny_model(directory / "base", seed=1)
+    return directory
+
+
+@pytest.fixture
+def inputs(tmp_path: Path, models: Path) -> Callable[..., Any]:
+    """Settings of an evaluation of both on 32 queries, to be changed; the report goes to `report`."""
+    from reranker.config.common import FirstStageConfig
+    from reranker.config.models import EvaluateConfig
+
+    texts = texts_of(TOPICS, ACTIONS)
+    corpus = [{"id": name, "text": text} for name, text in texts.items()]
+    queries = [
+        {"qid": name, "query": text.replace(" 방법을", ""), "pos": name, "doc": name.split("-")[0]}
+        for name, text in texts.items()
+    ]
+    for name, records in (("corpus", corpus), ("queries", queries)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+    def config(**changes: Any) -> EvaluateConfig:
+        settings: dict[str, Any] = {
+            "model": str(models / "tuned"), "base": str(models / "base"), "corpus": str(tmp_path / "corpus.jsonl"),
+            "queries": str(tmp_path / "queries.jsonl"), "output": str(tmp_path / "report"), "depth": 8, "contexts": 3,
+            "first_stage": FirstStageConfig(analyzer="words"), "resamples": 200,
+        }  # fmt: skip
+        return EvaluateConfig(**settings | changes)
+
+    return config

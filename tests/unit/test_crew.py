@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from reranker.errors import UserError
 from reranker.evaluate.crew import Alone, deal
+from reranker.evaluate.report import alike
 from reranker.evaluate.systems import score_together
 from reranker.model import reranker as scoring
 from reranker.model.reranker import Reranker
+from reranker.model.windows import Whole
 from tests.tiny import tiny_model
 
 PAIRS = [
@@ -89,9 +92,53 @@ def test_every_pair_is_scored_once_and_to_the_same_bits_on_any_number_of_ranks(
         assert sum(count // world for of_rank in calls for count in of_rank) == len(PAIRS)
 
 
+def test_a_mistake_of_one_rank_is_raised_by_all(rerankers: dict[str, Reranker]) -> None:
+    reranker = rerankers["truncate"]
+
+    class Refusing(Whole):
+        path = "a model"
+        batches = staticmethod(reranker.batches)
+
+        def encode(self, pairs: Any) -> Any:
+            return reranker.encode(pairs)
+
+        def forward(self, batch: Any) -> Any:
+            if threading.current_thread().name == "rank 1":
+                raise UserError(self.path, "pairs", "others", "change them")
+            return reranker.forward(batch)
+
+    def job(crew: Thread) -> str:
+        threading.current_thread().name = f"rank {crew.rank}"
+        with pytest.raises(UserError) as caught:
+            score_together(Refusing(), PAIRS, crew, lambda done: None)
+        return str(caught.value)
+
+    assert on_ranks(3, job) == ["a model: found pairs, expected others; change them"] * 3
+
+
 def test_ranks_share_batches_evenly_and_none_is_left_over() -> None:
     batches = [[number] for number in range(23)]
     for world in (1, 2, 3, 5, 40):
         shares = [deal(batches, rank, world) for rank in range(world)]
         assert sorted(batch for share in shares for batch in share) == batches
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_ranks_of_other_versions_are_told_apart_by_all_of_them() -> None:
+    def job(crew: Thread) -> str:
+        own = {"torch": "2.13.0", "transformers": "5.0" if crew.rank == 1 else "5.1"}
+        with pytest.raises(UserError) as caught:
+            alike(crew, own)
+        return str(caught.value)
+
+    first, second, third = on_ranks(3, job)
+    assert (
+        first
+        == third.replace("on rank 2", "on rank 0")
+        == (
+            "environment: found transformers 5.0 on rank 1 and 5.1 on rank 0, expected the same on all ranks; install the same "
+            "versions on all nodes, and choose device and precision"
+        )
+    )
+    assert "transformers 5.1 on rank 0 and 5.0 on rank 1" in second
+    assert on_ranks(3, lambda crew: alike(crew, {"torch": "2.13.0"})) == [{"torch": "2.13.0"}] * 3

@@ -14,9 +14,6 @@ from reranker.config.models import EvaluateConfig
 from reranker.evaluate import page as page_module
 from reranker.evaluate.page import RANKS, page
 from reranker.evaluate.report import evaluate_command
-from tests.unit.test_report import inputs, models
-
-__all__ = ["inputs", "models"]
 
 HOSTILE = '</script><script>alert("1")</script><img src=x onerror=alert(2)> & \u2028 "<!--'
 

@@ -11,45 +11,12 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from reranker import __version__
-from reranker.config.common import Device, FirstStageConfig, LongPassages, Precision
+from reranker.config.common import Device, LongPassages, Precision
 from reranker.config.models import EvaluateConfig
 from reranker.errors import UserError
 from reranker.evaluate import report, table
 from reranker.evaluate.report import FILES, evaluate_command
 from tests.tiny import tiny_model
-
-TOPICS = ["창문", "글꼴", "소리", "화면", "파일", "인쇄", "사진", "시계"]
-ACTIONS = ["열기", "닫기", "바꾸기", "지우기"]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("models")
-    tiny_model(directory / "tuned", seed=0)
-    tiny_model(directory / "base", seed=1)
-    return directory
-
-
-@pytest.fixture
-def inputs(tmp_path: Path, models: Path) -> Callable[..., EvaluateConfig]:
-    texts = [(f"{topic}-{action}", f"{topic} {action} 방법을 알려 드립니다") for topic in TOPICS for action in ACTIONS]
-    corpus = [{"id": name, "text": text} for name, text in texts]
-    queries = [
-        {"qid": name, "query": text.replace(" 방법을", ""), "pos": name, "doc": name.split("-")[0]}
-        for name, text in texts
-    ]
-    for name, records in (("corpus", corpus), ("queries", queries)):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-
-    def config(**changes: Any) -> EvaluateConfig:
-        settings: dict[str, Any] = {
-            "model": str(models / "tuned"), "base": str(models / "base"), "corpus": str(tmp_path / "corpus.jsonl"),
-            "queries": str(tmp_path / "queries.jsonl"), "output": str(tmp_path / "report"), "depth": 8, "contexts": 3,
-            "first_stage": FirstStageConfig(analyzer="words"), "resamples": 200,
-        }  # fmt: skip
-        return EvaluateConfig(**settings | changes)
-
-    return config
 
 
 def test_the_table_holds_the_systems_with_their_metrics_and_intervals(
@@ -229,3 +196,13 @@ def test_a_report_does_not_overwrite_its_own_queries(inputs: Callable[..., Evalu
     with pytest.raises(UserError, match="which would overwrite queries="):
         evaluate_command(inputs(output=str(tmp_path)))
     assert (tmp_path / "queries.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "kept", [[1], {"inputs": {"model": "x"}}, {"inputs": {"model": {"files": {"a": 1}}}}, {"inputs": [1]}]
+)
+def test_a_file_of_another_form_is_no_report(inputs: Callable[..., EvaluateConfig], tmp_path: Path, kept: Any) -> None:
+    (tmp_path / "report").mkdir(exist_ok=True)
+    (tmp_path / "report" / "details.json").write_text(json.dumps(kept))
+    assert evaluate_command(inputs()) == 0
+    assert "fingerprint" in json.loads((tmp_path / "report" / "details.json").read_text())

@@ -21,11 +21,10 @@ from reranker.evaluate.first_stage import find
 from reranker.evaluate.measures import measure
 from reranker.evaluate.report import evaluate_command
 from reranker.evaluate.sets import sets_of
-from tests.tiny import tiny_encoder, tiny_model
+from tests.evaluation import ACTIONS, TOPICS, texts_of
+from tests.tiny import tiny_encoder
 
-TOPICS = ["창문", "글꼴", "소리", "화면", "파일"]
-ACTIONS = ["열기", "닫기", "바꾸기"]
-TEXTS = {f"{topic}-{action}": f"{topic} {action} 방법을 알려 드립니다" for topic in TOPICS for action in ACTIONS}
+TEXTS = texts_of(TOPICS[:5], ACTIONS[:3])
 ASKED = {f"q{number}": name for number, name in enumerate(TEXTS)}
 
 
@@ -37,14 +36,6 @@ def lines(path: Path, *records: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join((record if isinstance(record, str) else json.dumps(record)) + "\n" for record in records))
     return path
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("models")
-    tiny_model(directory / "tuned", seed=0)
-    tiny_model(directory / "base", seed=1)
-    return directory
 
 
 @pytest.fixture
@@ -400,7 +391,7 @@ MISTAKES = {
     "too deep": ({"sets": {"a": "deep.jsonl"}}, "sets.a.path: found deep.jsonl, whose name and first line tell no form, expected groups, BEIR, TREC, MTEB's reranking, a csv, or corpus and queries; say sets.a.form=..."),
     "columns": ({"sets": {"a": "columns.csv"}}, "columns.csv: found columns ['question', 'doc'], expected question, answer, doc_id, doc; check how the file was made"),
     "metric": ({"sets": {"a": "beir"}, "metrics": ["mrr", "ndcg@x"]}, "metrics: found 'ndcg@x', expected a number of ranks behind the @; write ndcg@10, for example"),
-    "baseline": ({"sets": {"a": "groups.jsonl"}, "baseline": "base"}, "baseline: found base, expected one of fine-tuned; choose one, or leave it out"),
+    "baseline": ({"sets": {"a": "groups.jsonl"}, "baseline": "base"}, "baseline: found base, expected one of without-reranker, fine-tuned, fused; choose one, or leave it out"),
 }  # fmt: skip
 
 
