@@ -781,8 +781,13 @@ MUTATIONS = [
     ),
     Mutation(
         "an 8-bit file is kept however it orders", "export/quantize.py",
-        "if not found.order >= least:", "if False:",
+        "if found.order >= least:", "if True:",
         "tests/end_to_end/test_onnx.py::test_an_8_bit_file_that_changes_the_order_more_than_allowed_leaves_nothing_behind",
+    ),
+    Mutation(
+        "what 8 bits cannot hold stays in them", "export/quantize.py",
+        "whole = _second_products(directory / FILE) if second_products else []", "whole = []",
+        "tests/unit/test_quantize.py::test_products_whose_inputs_lie_too_far_apart_stay_in_float32_where_the_order_asks_for_it[0.65-2]",
     ),
     Mutation(
         "a Korean model has no card in English", "export/model_card.py",

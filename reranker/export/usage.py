@@ -102,7 +102,8 @@ def _onnx(int8: Agreement | None, say: Words) -> str:
     quantised = ""
     if int8:
         told = say("usage.agreement", **asdict(int8))
-        quantised = f"\n{say('usage.int8', file=INT8_FILE, agreement=told)}\n"
+        whole = f" {say('usage.int8_whole', whole=int8.whole)}" if int8.whole else ""
+        quantised = f"\n{say('usage.int8', file=INT8_FILE, agreement=told)}{whole}\n"
     return f"""
 ### ONNX Runtime
 

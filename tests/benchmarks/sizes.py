@@ -2,12 +2,13 @@
 
     python tests/benchmarks/sizes.py model=runs/demo/model groups=runs/demo/data/dev.jsonl
         corpus=runs/demo/4-check/groups.jsonl,runs/demo/data/triplets.jsonl work=DIR [groups_scored=128] [pairs=240]
-        [rounds=5] [threads=2]
+        [rounds=5] [threads=2] [limit=0.95]
 
 `model` is a trained reranker, `groups` are those that its forms are compared on, `corpus` are the texts that its vocabulary is
 trimmed to: others than the groups, so that trimming is not judged by what it has seen. The forms are in
 `sizes_inputs.py`: in fp32, fp16 and bf16, trimmed, as an ONNX file in float32 and in 8 bits. The demo's vocabulary has been
-cut already, so its forms come twice, the second time with the vocabulary that its base had.
+cut already, so its forms come twice, the second time with the vocabulary that its base had. `limit` is export's
+`int8_agreement`: below it the second products of the feed-forward layers stay in float32.
 
 Each measurement is a process of its own that loads one form, scores 64 pairs, then is timed over `pairs` real ones of mixed
 lengths, tokenizing and sorting included; the forms take turns for `rounds` rounds, and medians count. Scores are compared on
@@ -44,13 +45,16 @@ COMMAND = "python tests/benchmarks/sizes.py model=... groups=... corpus=... work
 
 
 def main() -> None:
-    settings = {"groups_scored": "128", "pairs": "240", "rounds": "5", "threads": "2", **command_line(sys.argv[1:])}
+    settings = {"groups_scored": "128", "pairs": "240", "rounds": "5", "threads": "2", "limit": "0.95",
+                **command_line(sys.argv[1:])}  # fmt: skip
     work = Path(settings["work"]).resolve()
     if "form" in settings:
         print(json.dumps(measure(settings, work)))
         return
     corpus = [str(Path(path).resolve()) for path in settings["corpus"].split(",")]
-    vocabularies = make_variants(Path(settings["model"]).resolve(), settings["groups"], corpus, work)
+    model = Path(settings["model"]).resolve()
+    check_contract(model)
+    vocabularies = make_variants(model, settings["groups"], corpus, float(settings["limit"]), work)
     write_pairs(settings, work)
     measured = Measured(work / "measured.jsonl")
     forms = [f"{vocabulary}/{name}" for vocabulary in vocabularies for name in VARIANTS]
@@ -62,6 +66,17 @@ def main() -> None:
     if failed := {key: found["failed"] for key, found in measured.all.items() if "failed" in found}:
         raise SystemExit(f"not all was measured, say the same again: {failed}")
     report(forms, measured.all, settings, work)
+
+
+def check_contract(model: Path) -> None:
+    """What ONNX Runtime is fed with here knows of a limit alone."""
+    from transformers import AutoConfig
+
+    from reranker.data.tokenize import Contract
+
+    contract = Contract.of_model(AutoConfig.from_pretrained(model))
+    if contract != Contract(contract.max_length):
+        raise SystemExit(f"{model} has the contract {contract}; this benchmark knows of max_length alone")
 
 
 def write_pairs(settings: dict[str, str], work: Path) -> None:

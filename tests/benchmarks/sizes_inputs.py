@@ -1,6 +1,7 @@
 """The variants of a trained reranker that the benchmark of sizes compares, each in a directory of its own.
 
-    work/own/...      the reranker as it is: whole, fp16, bf16, onnx (with the file in 8 bits), trimmed, trimmed-onnx
+    work/own/...      the reranker as it is: whole, fp16, bf16, onnx (with a file all in 8 bits), onnx-limit (with that
+                      which export leaves, as its limit of passages in order has it), trimmed, trimmed-onnx
     work/full/...     the same with the vocabulary that its base had before it was cut, if it is the demo's
 
 The demo's base is multilingual-e5-small cut to 25,912 of its 250,002 pieces. `full` has all of them again: the trained
@@ -10,7 +11,6 @@ stayed scores as before; what it is about is the size of a model as people have 
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
 import subprocess
@@ -23,7 +23,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from reranker.config.common import Precision
 from reranker.config.trimming import TrimConfig
-from reranker.groups import read_groups, write_groups
 from tests.benchmarks.record import command_line, environment_of
 
 TRIMMED_TO = {"own": ["ko"], "full": ["ko", "en"]}
@@ -52,21 +51,23 @@ VARIANTS = {
     "bf16": Variant("bf16, computed in fp32", "bf16"),
     "bf16-bf16": Variant("bf16, computed in bf16", "bf16", precision="bf16"),
     "onnx": Variant("ONNX fp32", "onnx", "onnx/model.onnx"),
-    "int8": Variant("ONNX int8", "onnx", "onnx/model_quantized.onnx"),
+    "int8": Variant("ONNX int8, all of it", "onnx", "onnx/model_quantized.onnx"),
+    "int8-limit": Variant("ONNX int8, as exported", "onnx-limit", "onnx/model_quantized.onnx"),
     "trimmed": Variant("trimmed, fp32", "trimmed"),
-    "trimmed-int8": Variant("trimmed, ONNX int8", "trimmed-onnx", "onnx/model_quantized.onnx"),
+    "trimmed-int8": Variant("trimmed, ONNX int8, as exported", "trimmed-onnx", "onnx/model_quantized.onnx"),
 }
 
 
-def make_variants(model: Path, groups: str, corpus: list[str], work: Path) -> list[str]:
-    """Write all variants, each in a process of its own; the vocabularies that there are. What is there stays."""
+def make_variants(model: Path, groups: str, corpus: list[str], limit: float, work: Path) -> list[str]:
+    """Write all variants, each in a process of its own; the vocabularies that there are. What is there stays.
+
+    `limit`: the share of two passages of a query that keep their order in the 8 bits that export leaves.
+    """
     work.mkdir(parents=True, exist_ok=True)
-    asked, known = {"model": str(model), "groups": groups, "corpus": corpus}, work / "inputs.json"
+    asked, known = {"model": str(model), "groups": groups, "corpus": corpus, "limit": limit}, work / "inputs.json"
     if known.exists() and json.loads(known.read_text("utf-8")) != asked:
         raise SystemExit(f"{work} has the inputs of {known.read_text('utf-8')}, not of {asked}: name another work")
     known.write_text(json.dumps(asked), encoding="utf-8")
-    judges = work / "judges.jsonl"  # export wants some groups for its card; here all that are compared judge
-    write_groups(judges, itertools.islice(read_groups(groups), 4))
     wholes = {"own": model}
     if (work / "uncut" / "config.json").is_file() or with_whole_vocabulary(model, work / "uncut"):
         wholes["full"] = work / "uncut"
@@ -76,10 +77,12 @@ def make_variants(model: Path, groups: str, corpus: list[str], work: Path) -> li
             {"step": "export", "model": whole, "output": to / "whole", "dtype": "fp32"},
             {"step": "export", "model": whole, "output": to / "fp16", "dtype": "fp16"},
             {"step": "export", "model": whole, "output": to / "bf16", "dtype": "bf16"},
-            {"step": "export", "model": whole, "output": to / "onnx", "dtype": "fp32", "int8": judges},
+            {"step": "export", "model": whole, "output": to / "onnx", "dtype": "fp32", "int8": groups, "limit": 0.0},
+            {"step": "export", "model": whole, "output": to / "onnx-limit", "dtype": "fp32", "int8": groups, "limit": limit},
             {"step": "trim", "model": to / "whole", "output": to / "trimmed", "languages": ",".join(TRIMMED_TO[name]),
              "corpus": ",".join(corpus), "unseen": groups},
-            {"step": "export", "model": to / "trimmed", "output": to / "trimmed-onnx", "dtype": "fp32", "int8": judges},
+            {"step": "export", "model": to / "trimmed", "output": to / "trimmed-onnx", "dtype": "fp32", "int8": groups,
+             "limit": limit},
         ):  # fmt: skip
             if not step["output"].is_dir():
                 print(f"{step['step']}: {step['output']}", flush=True)
@@ -92,7 +95,7 @@ def make(settings: dict[str, str]) -> None:
     """One variant, by the code behind `reranker trim` and `reranker export`."""
     model, output = Path(settings["model"]), Path(settings["output"])
     if settings["step"] == "export":
-        export(model, output, Precision[settings["dtype"]], settings.get("int8"))
+        export(model, output, Precision[settings["dtype"]], settings.get("int8"), float(settings.get("limit", 0)))
         return
     from reranker.export.trim import trim
 
@@ -100,18 +103,19 @@ def make(settings: dict[str, str]) -> None:
     trim(TrimConfig(str(model), corpus, str(output), languages=languages, unseen=settings["unseen"]))
 
 
-def export(model: Path, output: Path, dtype: Precision, int8: str | None) -> None:
-    """`model` as `reranker export` writes it; with `int8` groups in ONNX as well, however far the 8 bits are off."""
+def export(model: Path, output: Path, dtype: Precision, int8: str | None, limit: float) -> None:
+    """`model` as `reranker export` writes it; with `int8` groups in ONNX as well, and in 8 bits within the limit."""
     from safetensors.torch import load_file
     from transformers import AutoConfig
 
     from reranker.data.tokenize import Contract
     from reranker.export.huggingface import export_weights
+    from reranker.export.quantize import read_judges
 
     contract = Contract.of_model(AutoConfig.from_pretrained(model))
-    weights = load_file(model / "model.safetensors")
-    export_weights(weights, model, output, contract, lambda *_: "# benchmark\n", dtype,
-                   onnx=int8 is not None, int8=int8, int8_agreement=0.0)  # fmt: skip
+    judges = read_judges(int8)[: None if limit else 1] if int8 else None  # without a limit one is enough
+    export_weights(load_file(model / "model.safetensors"), model, output, contract, lambda *_: "# benchmark\n", dtype,
+                   onnx=int8 is not None, judges=judges, int8_agreement=limit)  # fmt: skip
 
 
 def with_whole_vocabulary(model: Path, output: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -13,7 +14,10 @@ import pytest
 
 from reranker import Reranker
 from reranker.cli import main
+from reranker.export.onnx import FILE
+from reranker.export.quantize import GROUPS, INT8_FILE, agreement
 from reranker.groups import read_groups
+from reranker.model.onnx import onnx_scores, session_of
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = ROOT / "runs" / "demo"
@@ -109,6 +113,26 @@ def test_the_exported_model_scores_a_right_passage_above_a_wrong_one(printed: st
     query = json.loads((RUN / "4-check" / "groups.jsonl").read_text("utf-8").splitlines()[0])
     scores = Reranker(str(RUN / "model")).score(query["query"], [query["pos"][0], "달력을 출력한다."])
     assert scores[0] > scores[1]
+
+
+def test_in_8_bits_it_orders_passages_that_nobody_judged_it_by_as_it_does_in_float32(
+    printed: str, tmp_path: Path
+) -> None:
+    """On real weights and text, with the usual limit; of the groups behind the first 64 export reads none."""
+    dev = RUN / "data" / "dev.jsonl"
+    assert main(["export", f"run={RUN}", f"output={tmp_path / 'model'}", "onnx=true", f"int8={dev}"]) == 0
+    whole, small = tmp_path / "model" / FILE, tmp_path / "model" / INT8_FILE
+    assert small.stat().st_size < 0.5 * whole.stat().st_size
+    reranker, session = Reranker(str(tmp_path / "model"), device="cpu", precision="fp32"), session_of(small)
+    expected, found = [], []
+    for group in itertools.islice(read_groups(dev), GROUPS, GROUPS + 64):
+        pairs = [(group.prompted_query, passage) for passage in (*group.pos, *group.neg)]
+        expected.append(reranker.score_pairs(pairs))
+        found.append(onnx_scores(session, reranker.encode(pairs), reranker.tokenizer.pad_id))
+    agreed = agreement(expected, found)
+    assert agreed.pairs > 500
+    assert agreed.order > 0.93, agreed  # 95% is asked of the groups that judge; of others it is a little more or less
+    assert agreed.mean < 0.2 * agreed.deviation, agreed
 
 
 @pytest.mark.timeout(3100)

@@ -66,7 +66,7 @@ def reference(**changed: Any) -> CardFacts:
         parameters=559_891_457, settings=settings, license="mit", groups=499_184, fingerprint="c3e468c8e5389036",
         step=46_799, epoch=3.0, groups_seen=1_497_552, world=4, precision="fp16", stage=1, packed=True, device="NVIDIA A100",
         dev={"mrr": 0.8125}, performance=found, gate=verdict(0.0), versions={"reranker": "0.1.0", "torch": "2.13.0"},
-        onnx=True, int8=Agreement(pairs=640, largest=0.3, mean=0.05, deviation=2.5, order=0.987, best=0.953),
+        onnx=True, int8=Agreement(pairs=640, largest=0.3, mean=0.05, deviation=2.5, order=0.987, best=0.953, whole=24),
     )  # fmt: skip
     return dataclasses.replace(facts, **changed)
 
