@@ -34,7 +34,7 @@ _FUNCTIONS = {
     "push": "reranker.export.push:push_command",
     "trim": "reranker.export.trim:trim_command",
     "soup": "reranker.export.soup:soup_command",
-    "score": "reranker.model.reranker:score_command",
+    "score": "reranker.model.score:score_command",
     "demo": "reranker.demo.prepare:demo_command",
 }
 DIRECTORIES = {

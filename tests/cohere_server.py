@@ -9,9 +9,11 @@ import contextlib
 import hashlib
 import json
 import threading
-from collections.abc import Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from tests.server import Stalling, on_a_thread
 
 KEY = "co-Kx93hF7QpLm2sVb8TzWn"
 """The only key that it takes."""
@@ -22,7 +24,7 @@ def relevance(query: str, document: str) -> float:
     return int.from_bytes(hashlib.sha256(f"{query}\n{document}".encode()).digest()[:4], "big") / 2**32
 
 
-class RerankServer(ThreadingHTTPServer):
+class RerankServer(Stalling):
     """The service.
 
     Attributes:
@@ -107,15 +109,5 @@ def answer_to(query: str, documents: Sequence[str]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@contextlib.contextmanager
-def reranking() -> Iterator[RerankServer]:
-    server = RerankServer()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.resume.set()
-        server.shutdown()
-        thread.join()
-        server.server_close()
+def reranking() -> contextlib.AbstractContextManager[RerankServer]:
+    return on_a_thread(RerankServer())

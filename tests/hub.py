@@ -12,10 +12,12 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import unquote, urlsplit
+
+from tests.server import Stalling, on_a_thread
 
 TOKEN = "hf_a_token_that_nobody_may_read"
 OWNER = "owner"
@@ -63,7 +65,7 @@ class Request:
     authorization: str | None
 
 
-class Hub(ThreadingHTTPServer):
+class Hub(Stalling):
     """Attributes:
     repositories: by name; only `OWNER` may have any of its own. uploads: large files by their sha256.
     mishaps: answers to the next requests of a kind ("create", "commit", "upload", ...), one after another: a
@@ -289,15 +291,5 @@ def _oid(name: str, content: bytes) -> str:
     return hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
 
 
-@contextlib.contextmanager
-def hub() -> Iterator[Hub]:
-    server = Hub()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.resume.set()
-        server.shutdown()
-        thread.join()
-        server.server_close()
+def hub() -> contextlib.AbstractContextManager[Hub]:
+    return on_a_thread(Hub())

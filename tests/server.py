@@ -7,9 +7,19 @@ import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TypeVar
 
 
-class FileServer(ThreadingHTTPServer):
+class Stalling(ThreadingHTTPServer):
+    """A server that can be let wait for `resume`."""
+
+    resume: threading.Event
+
+
+S = TypeVar("S", bound=Stalling)
+
+
+class FileServer(Stalling):
     """Serves `files` by name.
 
     Attributes:
@@ -86,8 +96,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serving(ranges: bool = False) -> Iterator[FileServer]:
-    server = FileServer(ranges)
+def on_a_thread(server: S) -> Iterator[S]:
+    """Let a server of tests serve; what stalls goes on at the end."""
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
@@ -97,3 +107,7 @@ def serving(ranges: bool = False) -> Iterator[FileServer]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def serving(ranges: bool = False) -> contextlib.AbstractContextManager[FileServer]:
+    return on_a_thread(FileServer(ranges))

@@ -52,7 +52,9 @@ class Side:
     def settings(self, sets: Sequence[str]) -> dict[str, Any]:
         """What the values of these sets depend on beside the systems."""
         of_sets = self.details.get("sets") or {"": self.details}
-        found = {"max_length": self.details["settings"]["max_length"], **self.details["environment"]}
+        of_all = self.details["settings"]
+        cut = {key: of_all[key] for key in ("max_length", "long", "window_overlap", "window_best") if key in of_all}
+        found = {**cut, **self.details["environment"]}
         for name in sets:
             for key in ("stage", "depth"):
                 found[f"{key} of {name}" if name else key] = of_sets[name][key]

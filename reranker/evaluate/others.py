@@ -123,7 +123,7 @@ def _system(
         load: Any = partial(_load_onnx, of, file, tokenizer, length, tokens, key)
         versions = identity["versions"]
         told = f"{file}, onnxruntime {versions['onnxruntime']} (cpu){cut}"
-        return ModelSystem(name, load, identity | {"batch_tokens": tokens}, told)
+        return ModelSystem(name, load, identity | {"batch_tokens": tokens, "reranker": __version__}, told)
     where, precision = _place(of, config, device, key)
     identity |= {"device": where.partition(":")[0], "precision": precision.value}
     how = f"{precision.value} ({where.partition(':')[0]}){cut}"

@@ -44,6 +44,10 @@ def save(model: Any, tokenizer: Any, staging: Path, state: Mapping[str, torch.Te
         write_json(staging / "tokenizer_config.json", written | {"tokenizer_class": "PreTrainedTokenizerFast"})
 
 
+PROMPT_FILES = ("modules.json", "config_sentence_transformers.json")
+"""Where CrossEncoder finds the prefix of a query; only a model that has one has these files."""
+
+
 def _write_prompt(staging: Path, prefix: str) -> None:
     """Let CrossEncoder put a prefix before each query.
 
@@ -51,9 +55,9 @@ def _write_prompt(staging: Path, prefix: str) -> None:
     first text of a pair, without a blank between. There is none for the second text.
     """
     module = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"}
-    write_json(staging / "modules.json", [module])
+    write_json(staging / PROMPT_FILES[0], [module])
     prompts = {"model_type": "CrossEncoder", "prompts": {"query": prefix}, "default_prompt_name": "query"}
-    write_json(staging / "config_sentence_transformers.json", prompts)
+    write_json(staging / PROMPT_FILES[1], prompts)
 
 
 def finish(staging: Path) -> None:

@@ -45,6 +45,8 @@ def gate_of_export(
                    "card that says so, and reranker soup mixes that with its base; all checkpoints stay")  # fmt: skip
         return verdict
 
+    if config.sets is None:
+        _refuse_alone(config)
     if config.sets is None and own.get("sets") is None:
         return lambda written: None
     if config.sets is None and state.get("gate"):
@@ -70,6 +72,15 @@ def gate_of_export(
         return judged(sets.judge(theirs, model, base, f"at its export, {precision.value} ({at.type})"))
 
     return tried
+
+
+def _refuse_alone(config: ExportGateConfig) -> None:
+    """Raise UserError for a rule without the sets that it is for: the training's own verdict has another."""
+    usual = ExportGateConfig()
+    for name in ("metric", "max_drop", "significance", "base"):
+        if (value := getattr(config, name)) != getattr(usual, name):
+            raise UserError(f"gate.{name}", f"{value} without gate.sets", "sets to try the weights on",
+                            "say gate.sets={...} as well")  # fmt: skip
 
 
 def refuse(verdict: Verdict, what: str, fix: str) -> None:

@@ -23,11 +23,13 @@ from typing import Any
 from reranker import __version__
 from reranker.config.models import PushConfig
 from reranker.errors import UserError, shorten
+from reranker.export.directory import PROMPT_FILES
 from reranker.export.push_checks import GATE, INDEX, TOKENIZER, WEIGHTS, files_to_push
 
 OURS = (
     WEIGHTS, INDEX, "model-*-of-*.safetensors", "onnx/model.onnx", "onnx/model.onnx_data", "onnx/model_quantized.onnx",
-    *TOKENIZER, "special_tokens_map.json", "sentence_bert_config.json", "trim.json", GATE,
+    *TOKENIZER, "special_tokens_map.json", "sentence_bert_config.json", *PROMPT_FILES,
+    "trim.json", GATE,
 )  # fmt: skip
 """Files that exports write: what of these a new export lacks would stay behind as a part of another model."""
 LOG_IN = "hf auth login, or set HF_TOKEN"

@@ -9,6 +9,7 @@ lacks is the tuned model's.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from reranker.data.tokenize import Contract, PairTokenizer
 from reranker.errors import UserError
 from reranker.evaluate.metrics import METRICS
 from reranker.export import gate
-from reranker.export.card_words import Words
+from reranker.export.card_words import LANGUAGES, Words
 from reranker.export.directory import check_output
 from reranker.export.huggingface import export_weights
 from reranker.export.tasting import Tasted, Taster, Weights, best, table
@@ -103,21 +104,25 @@ def _check_same(config: SoupConfig, base: Weights, tuned: Weights) -> None:
 
 
 def _card(config: SoupConfig, chosen: Tasted, told: str) -> str:
-    """The tuned model's card, with sections behind it."""
+    """The tuned model's card, with what was mixed before its sections: its own gate was another model's."""
     readme = Path(config.tuned) / "README.md"
     text = (
-        readme.read_text("utf-8", errors="replace").rstrip("\n")
+        readme.read_text("utf-8", errors="replace").rstrip("\n") + "\n"
         if readme.is_file()
-        else f"# {Path(config.output).name}"
+        else f"# {Path(config.output).name}\n"
     )
+    for language in LANGUAGES:
+        own = re.escape(f"## {Words(language)('gate.title')}")
+        text = re.sub(rf"^{own}\n.*?(?=^##? |\Z)", "", text, flags=re.MULTILINE | re.DOTALL)
     alpha = chosen.alpha
     how = f" It was chosen by {config.metric} on dev groups" if config.dev else ""
     among = " among those that pass the gate below" if how and chosen.verdict and chosen.passed else ""
     shown = f"{how}{among}:\n\n{told}" if how else f"\n\n{told}" if told else "\n"
     gated = "\n" + gate.section(chosen.verdict, Words("en")) + "\n" if chosen.verdict else ""
-    return f"""{text}
-
-## Mixed weights
+    mixed = f"""## Mixed weights
 
 Each weight is {1 - alpha:g} of {Path(config.base).name} and {alpha:g} of {Path(config.tuned).name}. What this card
-says above of an evaluation, or of a gate, is of the latter.{shown}{gated}"""
+says below of an evaluation is of the latter.{shown}{gated}"""
+    sections = re.search(r"^(?:## |# 한국어)", text, flags=re.MULTILINE)
+    place = sections.start() if sections else len(text)
+    return f"{text[:place].rstrip()}\n\n{mixed.rstrip()}\n\n{text[place:]}".rstrip("\n") + "\n"

@@ -4,7 +4,7 @@ In: a stock `AutoModelForSequenceClassification`; `PackedPairs`. Out: the same s
 rounding, from the same weights: `pack` changes no module and no parameter. Linear layers see one row of T tokens;
 attention, registered with transformers, stays within each pair; positions begin anew with each pair; and of the last
 layer only each pair's first token goes on, as a pair of one token, which is all that the heads look at: of the others
-it computes no more than its attention needs.
+it computes queries, keys and values alone.
 
 Attention is torch's variable-length kernel on a GPU and one fused call for each pair on a CPU. Neither drops
 attention weights: attention dropout is 0 here, whatever the config says. Hidden dropout stays.
@@ -140,7 +140,8 @@ def _attention(
 ) -> tuple[torch.Tensor, None]:  # fmt: skip
     """[1, heads, T, width] each -> [1, T, heads, width]; no pair sees another.
 
-    `first_alone`: only the first token of each pair asks, and behind the others stands 0.
+    `first_alone`: only the first token of each pair asks, and behind the others stands 0, as transformers gives what
+    comes out the shape of what went in.
     """
     dtype = query.dtype
     q_THW, k_THW, v_THW = (tensor[0].transpose(0, 1) for tensor in (query, key, value))

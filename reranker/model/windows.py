@@ -6,6 +6,7 @@ batches are made of, and from the scores of all of them one score of each pair. 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import TypeVar
@@ -57,13 +58,13 @@ def sizes_of(windows: Sequence[Sequence[Sized]]) -> list[tuple[int, int]]:
     return [(len(of_pair), len(of_pair[0])) for of_pair in windows]
 
 
-class Whole:
+class Whole(ABC):
     """For what scores each pair as a whole, whatever it makes of it: `encode` gives one thing a pair."""
 
     long = Long()
 
-    def encode(self, pairs: Sequence[tuple[str, str]]) -> Sequence[Sized]:
-        raise NotImplementedError
+    @abstractmethod
+    def encode(self, pairs: Sequence[tuple[str, str]]) -> Sequence[Sized]: ...
 
     def portions(self, pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[int, int]]:
         """(first, behind the last) of the pairs that are sorted by length together."""

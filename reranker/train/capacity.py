@@ -7,15 +7,17 @@ ZeRO 2 and 3 a backward is a collective call, and a micro-batch that only some r
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from reranker.data.collate import MicroBatch, collate, ghost
 from reranker.data.tokenize import Pair
 from reranker.errors import UserError
-from reranker.train.distributed import Ranks
+from reranker.train.distributed import Ranks, device_name
+from reranker.train.job import Job
 
 if TYPE_CHECKING:  # deepspeed takes seconds to import: the engine is made when everything else is in order
     from reranker.train.engine import Engine
@@ -27,6 +29,28 @@ CPU_TOKENS = 4096
 SHORT = 32
 """Tokens of a pair for which attention's backward, which rounds each pair up, takes the most memory a token."""
 _FAR_TOO_MUCH = 2**62
+
+
+def measured_tokens(job: Job, engine: Any, ranks: Ranks, saved: dict[str, Any] | None) -> dict[str, Any]:
+    """batch.tokens=auto: {"tokens", "under": what they depend on}; a collective call.
+
+    A resume under the same conditions takes the number that its checkpoint has, so that it plans alike.
+    """
+    model, data = job.config.model, job.config.data
+    under = {
+        "devices": sorted(ranks.gather(device_name(ranks.device))), "stage": job.stage,
+        "precision": job.precision.value, "packed": job.packed, "model": model.name, "dropout": model.dropout,
+        "gradient_checkpointing": model.gradient_checkpointing, "group_size": data.group_size,
+        "max_length": data.max_length, "groups": job.config.batch.groups,
+    }  # fmt: skip
+    if saved is not None and saved["under"] == under:
+        measured, how = saved, "as measured before"
+    else:
+        tokens = find_tokens(engine, ranks, data.group_size, data.max_length, job.most_tokens, job.packed)
+        measured, how = {"tokens": tokens, "under": under}, "measured"
+    if ranks.first:
+        print(f"batch.tokens=auto: {measured['tokens']:,} tokens, {how}", file=sys.stderr)
+    return measured
 
 
 def find_tokens(engine: Engine, ranks: Ranks, passages: int, max_length: int, most: int, packed: bool) -> int:

@@ -73,7 +73,7 @@ def find_guards(job: Job, fresh: bool, ranks: Ranks) -> Guarded | None:
     """
     if job.guards is None:
         return None
-    config, data = job.config.gate, job.config.data
+    config = job.config.gate
     if fresh and config.base is None:
         error = no_ranking("model.name", job.config.model.name)
         error.agreed = True
@@ -82,7 +82,7 @@ def find_guards(job: Job, fresh: bool, ranks: Ranks) -> Guarded | None:
     depends = {
         "sets": job.guards.sha256, "base": config.base or job.config.model.name,
         "revision": None if config.base else job.config.model.revision, "measured": _measured(job),
-        "cut": [job.data.tokenizer.fingerprint, data.max_length, data.query_max_length, data.truncation.value],
+        "cut": [job.data.tokenizer.fingerprint, asdict(job.data.tokenizer.contract)],
     }  # fmt: skip
     base = ranks.from_first(lambda: _kept(job.run_dir / GATE_BASE, depends))
     kept = base is not None

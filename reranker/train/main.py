@@ -32,7 +32,7 @@ from reranker.model.cross_encoder import load_config, load_model, load_tokenizer
 from reranker.model.unpad import pack
 from reranker.train import estimate, loop
 from reranker.train.artifacts import artifacts
-from reranker.train.capacity import find_tokens
+from reranker.train.capacity import measured_tokens
 from reranker.train.checkpoint import checkpoint_directories
 from reranker.train.distributed import Ranks, device_name, join, leave
 from reranker.train.flops import model_flops
@@ -258,28 +258,6 @@ def tell_others(watchdog: Watchdog, error: BaseException) -> None:
         # which the watchdog has told. It ends this process when all ranks have had the time to dump their stacks.
         time.sleep(60)
         os._exit(1)
-
-
-def measured_tokens(job: Job, engine: Any, ranks: Ranks, saved: dict[str, Any] | None) -> dict[str, Any]:
-    """batch.tokens=auto: {"tokens", "under": what they depend on}; a collective call.
-
-    A resume under the same conditions takes the number that its checkpoint has, so that it plans alike.
-    """
-    model, data = job.config.model, job.config.data
-    under = {
-        "devices": sorted(ranks.gather(device_name(ranks.device))), "stage": job.stage,
-        "precision": job.precision.value, "packed": job.packed, "model": model.name, "dropout": model.dropout,
-        "gradient_checkpointing": model.gradient_checkpointing, "group_size": data.group_size,
-        "max_length": data.max_length, "groups": job.config.batch.groups,
-    }  # fmt: skip
-    if saved is not None and saved["under"] == under:
-        measured, how = saved, "as measured before"
-    else:
-        tokens = find_tokens(engine, ranks, data.group_size, data.max_length, job.most_tokens, job.packed)
-        measured, how = {"tokens": tokens, "under": under}, "measured"
-    if ranks.first:
-        print(f"batch.tokens=auto: {measured['tokens']:,} tokens, {how}", file=sys.stderr)
-    return measured
 
 
 def check_shared(job: Job) -> None:

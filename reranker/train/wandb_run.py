@@ -96,7 +96,8 @@ class WandbRun:
         made = wandb.Artifact(artifact.name, artifact.kind, metadata=public(artifact.metadata))
         for name, uri in artifact.references:
             # What lies elsewhere is not asked for: the metadata has the fingerprint.
-            made.add_reference(public(uri), name=name, checksum=uri.startswith("file://"))
+            local = uri.startswith("file://")  # has no password, and may have # or ? in its name
+            made.add_reference(uri if local else public(uri), name=name, checksum=local)
         if artifact.directory is not None:
             for path in sorted(path for path in artifact.directory.rglob("*") if path.is_file()):
                 # Nothing of it changes any more: no copy is made of it.
@@ -124,6 +125,8 @@ def start(
         mode = wandb_mode(config.mode)
         if mode == "disabled":
             return None
+        # Else it advertises its tracing of language models where a library for such is loaded.
+        os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")
         import wandb
 
         # W&B's own words would run into the progress bar.

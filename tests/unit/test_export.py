@@ -554,6 +554,17 @@ def test_unknown_facts_leave_no_trace_in_the_card() -> None:
         assert absent not in card.split("## Training")[1]
 
 
+def scores_of_its_python(card: str, capsys: pytest.CaptureFixture[str]) -> tuple[torch.Tensor, dict[str, Any]]:
+    """(what each of a card's four libraries says of its two passages, the names that its code has set)."""
+    blocks = [part.split("```")[0] for part in card.split("```python")[1:]]
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    printed = [re.findall(r"-?\d+\.\d+", line)[:2] for line in capsys.readouterr().out.splitlines() if "[" in line]
+    assert len(blocks) == len(printed) == 4
+    return torch.tensor([[float(number) for number in line] for line in printed]), names
+
+
 @pytest.mark.parametrize("language", ["ko", None])
 def test_the_python_of_the_card_runs_against_the_export(
     language: str | None, exported: Path, capsys: pytest.CaptureFixture[str]
@@ -563,13 +574,7 @@ def test_the_python_of_the_card_runs_against_the_export(
     cards = model_card(facts).split("\n# English\n")
     assert len(cards) == (2 if language else 1)
     for card in cards:
-        blocks = [part.split("```")[0] for part in card.split("```python")[1:]]
-        names: dict[str, Any] = {}
-        for block in blocks:
-            exec(compile(block, "README.md", "exec"), names)
-        printed = [re.findall(r"-?\d+\.\d+", line)[:2] for line in capsys.readouterr().out.splitlines() if "[" in line]
-        assert len(blocks) == len(printed) == 4
-        scores = torch.tensor([[float(number) for number in line] for line in printed])
+        scores, _ = scores_of_its_python(card, capsys)
         torch.testing.assert_close(scores, scores[:1].expand(4, 2), rtol=0, atol=1e-4)
 
 
@@ -578,13 +583,7 @@ def test_the_python_of_the_card_of_a_model_with_prefixes_scores_as_we_do(
 ) -> None:
     contract = replace(CONTRACT, **PREFIXES)
     card = model_card(CardFacts(str(instructed), "base", False, contract, "fp32"))
-    blocks = [part.split("```")[0] for part in card.split("```python")[1:]]
-    names: dict[str, Any] = {}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)
-    printed = [re.findall(r"-?\d+\.\d+", line)[:2] for line in capsys.readouterr().out.splitlines() if "[" in line]
-    assert len(blocks) == len(printed) == 4
-    scores = torch.tensor([[float(number) for number in line] for line in printed])
+    scores, names = scores_of_its_python(card, capsys)
     ours = Reranker(instructed, device="cpu").score(names["query"], names["passages"])
     torch.testing.assert_close(scores, torch.tensor([ours]).expand(4, 2), rtol=0, atol=1e-4)
     text = " ".join(card.split())

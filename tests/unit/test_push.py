@@ -149,12 +149,17 @@ def test_a_push_of_what_is_there_makes_no_commit(push: Push, server: Hub, capsys
 def test_files_of_an_earlier_export_go_in_the_same_commit_and_others_stay(
     push: Push, server: Hub, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    old = {"onnx/model.onnx": b"of other weights", "model-00001-of-00002.safetensors": b"too", "picture.png": b"mine"}
+    old = {
+        "onnx/model.onnx": b"of other weights",
+        "model-00001-of-00002.safetensors": b"too",
+        "modules.json": b"[]",
+        "picture.png": b"mine",
+    }
     repository = server.make(REPO, private=True, files=old)
     assert push() == 0
     assert repository.files() == contents(model) | {"picture.png": b"mine"}
     assert len(repository.commits) == 2
-    told = "; of an earlier export went model-00001-of-00002.safetensors, onnx/model.onnx\n"
+    told = "; of an earlier export went model-00001-of-00002.safetensors, modules.json, onnx/model.onnx\n"
     assert capsys.readouterr().out.endswith(told)
 
 

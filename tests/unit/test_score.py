@@ -18,7 +18,8 @@ from reranker.config.common import Precision
 from reranker.config.models import ScoreConfig
 from reranker.data.tokenize import CONFIG_KEY
 from reranker.errors import UserError
-from reranker.model.reranker import batches_by_tokens, normalize, score_command
+from reranker.model.reranker import batches_by_tokens, normalize
+from reranker.model.score import score_command
 from tests.tiny import tiny_model
 
 PASSAGES = [f"{'글을 쓰는 방법 ' * (1 + (7 * number) % 12)}{number}" for number in range(20)]

@@ -31,7 +31,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     config = json.loads((tuned / "config.json").read_text())
     config["reranker"] = {"max_length": 64, "query_max_length": None, "truncation": "longest_first"}
     (tuned / "config.json").write_text(json.dumps(config))
-    (tuned / "README.md").write_text("---\nlicense: mit\n---\n\n# tuned\n")
+    (tuned / "README.md").write_text(
+        "---\nlicense: mit\n---\n\n# tuned\n\nA model.\n\n## Regression gate\n\nPassed once.\n\n## Usage\n"
+    )
     return base, tuned
 
 
@@ -85,7 +87,8 @@ def test_the_best_alpha_on_the_dev_groups_is_taken_and_all_are_told(
     assert all(torch.equal(found[name], tuned[name]) for name in tuned) == (best == 1.0)
     card = (output / "README.md").read_text()
     assert card.startswith("---\nlicense: mit\n---\n\n# tuned\n")
-    assert f"Each weight is {1 - best:g} of base and {best:g} of tuned." in card
+    assert f"Each weight is {1 - best:g} of base and {best:g} of tuned." in card.split("## Usage")[0]
+    assert "Passed once" not in card, "the gate of another model"
     assert "| alpha | has_right_in_contexts | mrr | ndcg@10 |" in card
     exchanged = tmp_path / "exchanged"
     assert (
@@ -180,7 +183,7 @@ def test_with_a_gate_the_best_alpha_is_the_best_of_those_that_pass(
     assert written["sets"][0]["difference"]["value"] == pytest.approx(found[best][1], abs=1e-4)
     card = (output / "README.md").read_text()
     assert "It was chosen by mrr on dev groups among those that pass the gate below:" in card
-    assert "nDCG@10 may fall by 0.2 at most. **Passed.**" in card.split("## Mixed weights")[-1]
+    assert "nDCG@10 may fall by 0.2 at most. **Passed.**" in card.split("## Mixed weights")[1]
     # What is written scores as what was tried.
     reranker, values = Reranker(output, device="cpu"), []
     for line in liked[0].read_text().splitlines():

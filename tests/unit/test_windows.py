@@ -23,7 +23,7 @@ from reranker.data.tokenize import CONFIG_KEY, Contract, PairTokenizer
 from reranker.data.windows import Windows, window_starts, windows_of
 from reranker.errors import UserError
 from reranker.model import reranker as scoring
-from reranker.model.reranker import score_command
+from reranker.model.score import score_command
 from reranker.model.windows import Layout, sizes_of
 from tests.tiny import tiny_model
 from tests.unit.test_tokenize import WORDS, made, wordpiece
