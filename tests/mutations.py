@@ -886,7 +886,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a trimmed tokenizer is kept however it cuts the corpus", "export/trim.py",
-        "        if same.wrong:", "        if False:",
+        "            if compared.wrong:", "            if False:",
         "tests/unit/test_trim.py::test_a_tokenizer_that_cuts_the_corpus_otherwise_is_refused_and_nothing_is_written",
     ),
     Mutation(
