@@ -129,7 +129,7 @@ def _of_first_tokens(
 
 def _as_pairs(encoder: Any, args: Any, output: Any) -> Any:
     """The last layer's one row of first tokens as N pairs of one token, [1, N, H] -> [N, 1, H], for pooler and head."""
-    output["last_hidden_state"] = output["last_hidden_state"][0][:, None]
+    output["last_hidden_state"] = output["last_hidden_state"].squeeze(0)[:, None]
     return output
 
 
@@ -144,7 +144,8 @@ def _attention(
     comes out the shape of what went in.
     """
     dtype = query.dtype
-    q_THW, k_THW, v_THW = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    # squeeze, not [0]: the gradient of an index is a tensor of zeros as large as the whole, and a copy into it.
+    q_THW, k_THW, v_THW = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
     if not first_alone:
         out_THW = _attend(q_THW, k_THW, v_THW, cu_seq_lens_q, max_length_q, cu_seq_lens_q, max_length_q, scaling)
         return out_THW[None].to(dtype), None
@@ -171,10 +172,10 @@ def _attend(
     # Taken apart and put together along T in the layout of the linear layers: nothing is copied for another one.
     asking, asked = cu_q.diff().tolist(), cu_k.diff().tolist()
     rows = zip(q_QHW.split(asking), k_THW.split(asked), v_THW.split(asked), strict=True)
-    outs = [
+    outs_1HLW = [
         F.scaled_dot_product_attention(
             q_LHW.transpose(0, 1)[None], k_LHW.transpose(0, 1)[None], v_LHW.transpose(0, 1)[None], scale=scaling
-        )[0].transpose(0, 1)
+        )
         for q_LHW, k_LHW, v_LHW in rows
     ]
-    return torch.cat(outs)
+    return torch.cat([out_1HLW.squeeze(0).transpose(0, 1) for out_1HLW in outs_1HLW])

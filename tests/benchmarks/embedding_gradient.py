@@ -99,6 +99,7 @@ def gradients(vocabulary: int, hidden: int, tokens: int, device: torch.device) -
     def dense() -> None:
         weight.grad = None
         functional.embedding(ids_T, weight).backward(gradient_TH)
+        assert weight.grad is not None
         total.add_(weight.grad)
 
     def rows() -> None:

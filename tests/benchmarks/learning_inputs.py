@@ -65,7 +65,7 @@ def data_of(model: Path, shards: Path, steps: int, random_warmup: float) -> Any:
     config.model.name, config.data.shards = str(model), str(shards)
     config.data.group_size, config.data.max_length, config.data.negatives.warmup = PASSAGES, LENGTH, random_warmup
     config.train.seed, config.train.epochs, config.train.max_steps = SEED, 100, steps
-    return prepare_job(config, Ranks(0, 1, torch.device("cpu"), None), lambda *_: None)[0].data
+    return prepare_job(config, Ranks(0, 1, torch.device("cpu"), None), lambda *_: None, lambda *_: None)[0].data
 
 
 def shown_groups(model: Path, shards: Path, steps: int) -> tuple[list[dict[str, Any]], int]:

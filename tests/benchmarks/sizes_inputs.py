@@ -73,7 +73,7 @@ def make_variants(model: Path, groups: str, corpus: list[str], limit: float, wor
         wholes["full"] = work / "uncut"
     for name, whole in wholes.items():
         to = work / name
-        for step in (
+        steps: tuple[dict[str, Any], ...] = (
             {"step": "export", "model": whole, "output": to / "whole", "dtype": "fp32"},
             {"step": "export", "model": whole, "output": to / "fp16", "dtype": "fp16"},
             {"step": "export", "model": whole, "output": to / "bf16", "dtype": "bf16"},
@@ -83,7 +83,8 @@ def make_variants(model: Path, groups: str, corpus: list[str], limit: float, wor
              "corpus": ",".join(corpus), "unseen": groups},
             {"step": "export", "model": to / "trimmed", "output": to / "trimmed-onnx", "dtype": "fp32", "int8": groups,
              "limit": limit},
-        ):  # fmt: skip
+        )  # fmt: skip
+        for step in steps:
             if not step["output"].is_dir():
                 print(f"{step['step']}: {step['output']}", flush=True)
                 words = [f"{key}={value}" for key, value in step.items()]

@@ -140,4 +140,4 @@ def product_job(work: Path, device: str = "cpu", precision: str = "fp32", world:
     config.train.seed, config.train.epochs, config.precision.name = SEED, 100, Precision[precision]
     for key, value in batch.items():
         setattr(config.batch, key, value)
-    return prepare_job(config, Ranks(0, world, torch.device(device), None), lambda *_: None)[0]
+    return prepare_job(config, Ranks(0, world, torch.device(device), None), lambda *_: None, lambda *_: None)[0]

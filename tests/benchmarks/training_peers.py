@@ -187,7 +187,8 @@ def transformers_(settings: dict[str, str]) -> Steps:
 def plain(settings: dict[str, str]) -> Steps:
     """A PyTorch loop without anything around it: padded, autocast for 16 bits, fp16 with a GradScaler."""
     steps, micro, device, total = Steps(), int(settings["micro"]), settings["device"], int(settings["steps"])
-    batches = iter(DataLoader(read_groups(settings), micro, collate_fn=collator(settings), num_workers=1))
+    groups: Any = read_groups(settings)
+    batches = iter(DataLoader(groups, micro, collate_fn=collator(settings), num_workers=1))
     model = AutoModelForSequenceClassification.from_pretrained(Path(settings["work"]) / "model").to(device).train()
     optimizer = torch.optim.AdamW(parameter_groups(model), lr=LR)
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / total)
