@@ -57,11 +57,13 @@ def data_of(model: Path, shards: Path, steps: int, random_warmup: float) -> Any:
     """The product's own `DataSet`: which group stands where, and what it shows."""
     import torch
 
+    from reranker.config.common import Precision
     from reranker.config.training import TrainConfig
     from reranker.train.distributed import Ranks
     from reranker.train.job import prepare as prepare_job
 
     config = TrainConfig()
+    config.precision.name = Precision.fp32  # auto asks all ranks, and here is no group of them
     config.model.name, config.data.shards = str(model), str(shards)
     config.data.group_size, config.data.max_length, config.data.negatives.warmup = PASSAGES, LENGTH, random_warmup
     config.train.seed, config.train.epochs, config.train.max_steps = SEED, 100, steps
