@@ -55,7 +55,16 @@ def check_arguments(command: str, arguments: list[str]) -> list[str]:
     for override in parsed_overrides:
         if not override.key_or_group.startswith(("hydra.", "hydra/")) and override.package is None:
             _check_override(command, override, directories, parsed.multirun)
-    return flags + overrides
+    return flags + [word for override in parsed_overrides for word in _as_whole(command, override)]
+
+
+def _as_whole(command: str, override: Override) -> list[str]:
+    """The words of an override. Hydra would merge a mapping into that of a recipe, and refuse names that it lacks."""
+    free = {row[0] for row in describe(COMMANDS[command][0]) if "mapping" in row[1] or row[1].startswith("{")}
+    word = str(override.input_line)
+    if override.key_or_group in free and override.package is None and isinstance(override.value(), dict):
+        return [f"{override.key_or_group}=null", f"++{word}"]  # a sweep keeps the last of equal words alone
+    return [word]
 
 
 def _refuse_taken_apart(overrides: list[Override]) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -239,6 +240,27 @@ def test_a_recipe_of_the_users_own_is_found_and_checked(
     assert line_of(capsys, *arguments, "recipe=short") == (
         "train.epoks: found an unknown key in recipe/short.yaml, expected a key of train; did you mean train.epochs?"
     )
+
+
+@pytest.mark.parametrize("flags", [[], ["--multirun", "optim.lr=1e-5,2e-5", "train.epochs=1"]])
+def test_a_mapping_on_the_command_line_stands_for_that_of_a_recipe(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "mine.yaml").write_text(
+        "# @package _global_\ngate: {sets: {one: a.jsonl}}\nloss: {more: {mse: 1}}\ndata: {shards: {a: x, b: y}}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    found: list[Any] = []
+    run = run_with(monkeypatch, lambda config: found.append(config) or 0)
+    own = ["gate.sets={other: b.jsonl}", "loss.more={ranknet: 0.5}", "data.shards={c: {shards: z, weight: 2}}"]
+    run_dir = "run_dir=runs/${optim.lr}" if flags else "run_dir=runs"
+    assert run("train", "--config-dir", str(tmp_path), "recipe=mine", *own, run_dir, *flags) == 0
+    assert len(found) == (2 if flags else 1)
+    for config in found:
+        assert config.gate.sets == {"other": "b.jsonl"}
+        assert config.loss.more == {"ranknet": 0.5}
+        assert config.data.shards == {"c": {"shards": "z", "weight": 2}}
 
 
 def test_a_recipe_that_is_no_yaml_is_named_by_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
