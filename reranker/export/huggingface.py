@@ -33,11 +33,12 @@ from reranker.config.regression_gate import ExportGateConfig
 from reranker.data.dataset import parse_sources
 from reranker.data.tokenize import CONFIG_KEY, Contract
 from reranker.errors import UserError
+from reranker.evaluate.metrics import METRICS
 from reranker.evaluate.regression_gate import FILE as GATE
 from reranker.evaluate.regression_gate import Verdict
 from reranker.export.directory import check_output, finish, save
 from reranker.export.gate import Try, gate_of_export
-from reranker.export.model_card import LICENSES, METRICS, CardFacts, model_card
+from reranker.export.model_card import LICENSES, CardFacts, model_card
 from reranker.export.onnx import FILE, check_packages, write_onnx
 from reranker.export.performance import performance_of
 from reranker.export.quantize import INT8_FILE, Agreement, read_judges, write_int8

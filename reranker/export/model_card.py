@@ -16,6 +16,7 @@ from typing import Any
 from reranker.data.tokenize import Contract
 from reranker.evaluate.regression_gate import Verdict
 from reranker.evaluate.statistics import told_p
+from reranker.evaluate.table import title
 from reranker.export import gate, passages
 from reranker.export.card_training import training_rows
 from reranker.export.card_words import LANGUAGES, Words
@@ -31,9 +32,6 @@ LICENSES = {
     "FacebookAI/xlm-roberta-large": "mit",
 }
 """Licenses of base models as their own cards state them."""
-
-METRICS = {"has_right_in_contexts": "has-right-in-contexts", "mrr": "MRR", "ndcg@10": "nDCG@10"}
-"""Metrics of a report's rows and their names in the table."""
 
 
 @dataclass(frozen=True)
@@ -158,11 +156,14 @@ reranker evaluate model=MODEL base={facts.base} corpus=corpus.jsonl queries=quer
 reranker export run=RUN{dtype}
 ```"""
     named = [(row["system"], row) for row in found.rows]
-    lines = [title, "", *_table(say("performance.system"), list(METRICS.values()), named, "{:.3f}")]
+    lines = [title, "", *_table(say("performance.system"), found.metrics, named, "{:.3f}")]
     queries = {row["queries"] for row in found.rows if row.get("queries") is not None}
     told = [say("performance.queries", queries=queries.pop())] if len(queries) == 1 else []
     told.append(say("performance.scored_cut" if found.max_length else "performance.scored", precision=found.precision,
                     device=found.device, max_length=found.max_length))  # fmt: skip
+    if found.windows:
+        several = "several" if found.windows["best"] > 1 else "one"
+        told.append(say(f"performance.windows.{several}", **found.windows))
     told.append(say("performance.intervals"))
     if found.stage:
         told.append(say("performance.stage", **found.stage))
@@ -170,9 +171,11 @@ reranker export run=RUN{dtype}
         told.append(say("performance.candidates", contexts=found.contexts))
     known = [say(key) for name, _ in named if (key := f"performance.systems.{name}") in say]
     lines += ["", " ".join(told), *(["", "; ".join(known) + "."] if known else [])]
+    if found.systems:
+        lines += ["", say("performance.others"), "", *(f"- {name}: {how}" for name, how in found.systems.items())]
     if found.differences:
         named = [(say("performance.minus", system=row["system"], minus=row["minus"]), row) for row in found.differences]
-        lines += ["", *_table(say("performance.difference"), list(METRICS.values()), named, "{:+.3f}")]
+        lines += ["", *_table(say("performance.difference"), found.metrics, named, "{:+.3f}")]
         lines += ["", say("performance.p")]
     return "\n".join(lines)
 
@@ -183,9 +186,7 @@ def _gate(facts: CardFacts, say: Words) -> str:
 
 
 def _training(facts: CardFacts, say: Words) -> str:
-    dev = (
-        (say("training.rows.dev", metric=METRICS.get(name, name)), f"{value:.4f}") for name, value in facts.dev.items()
-    )
+    dev = ((say("training.rows.dev", metric=_title(name)), f"{value:.4f}") for name, value in facts.dev.items())
     rows = [*training_rows(facts, say), *dev]
     lines = [f"## {say('training.title')}", "", *_facts_table(rows, "training.rows", say)]
     groups = (facts.settings.get("batch") or {}).get("groups")
@@ -229,13 +230,17 @@ _SECTIONS = (_introduction, _gate, _usage, _data, _performance, _training, _envi
 
 
 def _table(
-    first: str, columns: Sequence[str], rows: Sequence[tuple[str, Mapping[str, Any]]], form: str
+    first: str, metrics: Sequence[str], rows: Sequence[tuple[str, Mapping[str, Any]]], form: str
 ) -> Iterator[str]:
     """A Markdown table of metrics with their intervals."""
-    yield f"| {first} | {' | '.join(columns)} |"
-    yield "|---|" + "---:|" * len(columns)
+    yield f"| {first} | {' | '.join(map(_title, metrics))} |"
+    yield "|---|" + "---:|" * len(metrics)
     for name, row in rows:
-        yield f"| {name} | {' | '.join(_interval(row.get(metric), form) for metric in METRICS)} |"
+        yield f"| {name} | {' | '.join(_interval(row.get(metric), form) for metric in metrics)} |"
+
+
+def _title(metric: str) -> str:
+    return title(metric).replace("mrr", "MRR")
 
 
 def _interval(cell: Mapping[str, float] | None, form: str) -> str:

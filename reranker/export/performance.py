@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from reranker.errors import UserError
+from reranker.evaluate.metrics import METRICS
 from reranker.files import read_json, sha256
 
 FIX = "evaluate the exported model again, then export again"
@@ -31,6 +32,10 @@ class Performance:
             passages that were reranked, of how many, the share of queries with the right one among them, and how many
             are handed on. None for candidates that came with the set, or several sets.
         contexts: passages handed on, of one set.
+        metrics: of the rows, in the order of the table's columns.
+        windows: of passages that are too long, where they were scored by windows: `{"best", "overlap"}`, the windows
+            that count and the tokens that neighbours share. None where they were cut.
+        systems: how the other systems scored, name -> what the evaluation says of it.
     """
 
     rows: Sequence[Mapping[str, Any]]
@@ -40,6 +45,9 @@ class Performance:
     max_length: int | None = None
     stage: Mapping[str, Any] | None = None
     contexts: int | None = None
+    metrics: Sequence[str] = METRICS
+    windows: Mapping[str, int] | None = None
+    systems: Mapping[str, str] = field(default_factory=dict)
 
 
 def performance_of(weights: Path, table: Path, required: bool) -> Performance | None:
@@ -77,10 +85,16 @@ def _read(weights: Path, table: Path) -> Performance:
 
 
 def _found(rows: Sequence[Mapping[str, Any]], details: Mapping[str, Any]) -> Performance:
-    environment, stage = details["environment"], None
+    environment, settings, stage = details["environment"], details["settings"], None
     one = "sets" not in details
     if one and details["depth"] is not None:
         stage = {"found": details["right_within_depth"],
                  **{name: details[name] for name in ("stage", "depth", "passages", "contexts")}}  # fmt: skip
-    return Performance(rows, details["differences"], environment["precision"], environment["device"],
-                       details["settings"]["max_length"], stage, details["contexts"] if one else None)  # fmt: skip
+    windows = None
+    if settings.get("long") == "windows":  # without, an evaluation does not tell of them
+        windows = {"best": settings["window_best"], "overlap": settings["window_overlap"]}
+    return Performance(
+        rows, details["differences"], environment["precision"], environment["device"], settings["max_length"], stage,
+        details["contexts"] if one else None, settings["metrics"], windows,
+        {name: system["told"] for name, system in details.get("systems", {}).items()},
+    )  # fmt: skip

@@ -160,6 +160,25 @@ def test_the_gate_is_told_where_one_was_run_before_anything_else() -> None:
     assert "Regression gate" not in model_card(reference(gate=None))
 
 
+def test_the_table_has_the_metrics_of_the_evaluation_and_tells_how_each_system_scored() -> None:
+    found = Performance(
+        rows=[{"system": name, "queries": 9, "recall@100": cell(0.5), "mrr@10": cell(0.25)} for name in ("fine-tuned", "bge")],
+        differences=[{"system": "fine-tuned", "minus": "bge", "recall@100": cell(0.0, p_holm=1.0), "mrr@10": cell(0.0, p_holm=1.0)}],
+        precision="fp32", device="cpu", metrics=["recall@100", "mrr@10"], windows={"best": 3, "overlap": 64},
+        systems={"bge": "BAAI/bge-reranker-large by FlagEmbedding 1.4.2, at most 512 tokens a pair"},
+    )  # fmt: skip
+    for language, card in parts(model_card(reference(performance=found))).items():
+        say = Words(language)
+        told = card.split(f"## {say('performance.title')}\n")[1].split("\n## ")[0]
+        assert f"| {say('performance.system')} | Recall@100 | MRR@10 |" in told
+        assert f"| {say('performance.difference')} | Recall@100 | MRR@10 |" in told
+        assert "| bge | 0.500 [0.490, 0.510] | 0.250 [0.240, 0.260] |" in told
+        assert say("performance.windows.several", best=3, overlap=64) in told
+        assert "\n- bge: BAAI/bge-reranker-large by FlagEmbedding 1.4.2, at most 512 tokens a pair\n" in told
+    one = dataclasses.replace(found, windows={"best": 1, "overlap": 64})
+    assert Words("en")("performance.windows.one", overlap=64) in model_card(reference(performance=one))
+
+
 def test_the_environment_is_told_as_far_as_it_is_known() -> None:
     card = parts(model_card(reference()))["en"].split("## Environment")[1]
     assert "| device | NVIDIA A100 |\n| GPUs or processes | 4 |\n| precision | fp16 |\n| ZeRO stage | 1 |" in card
