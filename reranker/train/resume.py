@@ -138,6 +138,10 @@ def load(begun: Begun, engine: Any, ranks: Ranks, packed: bool) -> None:
     if ranks.first and begun.state.get("packed", packed) != packed:
         print(f"batch.packing: {'packed' if packed else 'padded'} from here on, which {begun.path.name} was not: "
               "packed, attention dropout is 0", file=sys.stderr)  # fmt: skip
+    before, now = begun.state.get("precision"), engine.precision.value
+    if ranks.first and before not in (None, now):
+        # precision=auto means another one on another machine; masters and moments are float32 in all of them.
+        print(f"precision: {now} from here on, and was {before}", file=sys.stderr)
     engine.load(pieces.read, begun.state["updates"])
     engine.load_scaler(begun.state["scaler"])
     if ranks.first:

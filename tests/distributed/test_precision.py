@@ -165,3 +165,22 @@ def test_fp16_resumes_with_the_scaler_as_it_was(inputs: Inputs, tmp_path: Path, 
         assert column(resumed, name) == column(whole, name), name
     assert saved_state(resumed)["scaler"] == saved_state(whole)["scaler"]
     assert saved_state(resumed)["updates"] == saved_state(whole)["updates"]
+
+
+@pytest.mark.parametrize(("before", "now"), [("bf16", "fp32"), ("fp32", "bf16")])
+def test_a_training_goes_on_in_another_precision_and_says_so(
+    inputs: Inputs, in_fp32: list[float], tmp_path: Path, before: str, now: str
+) -> None:
+    """As precision=auto does on a processor that has, or lacks, products in bf16."""
+    values, run_dir = settings(**{"train.save_every": STEPS // 2}), tmp_path / "run"
+    train(2, inputs.overrides(run_dir, precision=before, deepspeed="zero1", **values))
+    newest_path, _ = newest(run_dir)
+    assert newest_path is not None
+    shutil.rmtree(newest_path)
+    shutil.rmtree(run_dir / "model")
+    ranks = train(2, inputs.overrides(run_dir, precision=now, deepspeed="zero1", **values))
+    assert f"precision: {now} from here on, and was {before}\n" in ranks[0].err
+    assert f"resuming behind step {STEPS // 2}\n" in ranks[0].err
+    assert saved_state(run_dir)["precision"] == now
+    losses = torch.tensor(column(run_dir, "train/loss"))
+    assert (losses - torch.tensor(in_fp32)).abs().max() <= DISTANCE
