@@ -2,8 +2,9 @@
 
 In: a model and the library's own settings. Out: its scores as the library gives them. The library cuts, pads and scores
 by itself; what it is called with is decided here, and does not depend on the number of ranks: pairs sorted by their
-characters, in batches of `batch_size` (of FlagReranker a few batches at a time). Raises UserError for a model that the
-library does not load, one without a score head, and one that gives several numbers a pair.
+characters, in batches of `batch_size` (of FlagReranker a few batches at a time), and with the prefixes that a model of
+ours says it was trained with, as its card has it. Raises UserError for a model that the library does not load, one
+without a score head, and one that gives several numbers a pair.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 
 from reranker.config.common import Precision
 from reranker.config.systems import Activation, CrossEncoderConfig, FlagConfig
+from reranker.data.tokenize import Contract
 from reranker.errors import UserError, shorten
 from reranker.model.reranker import DTYPES
 from reranker.model.windows import Whole
@@ -72,11 +74,13 @@ class CrossEncoderScorer(_Library):
                 trust_remote_code=config.trust_remote_code,
             )  # fmt: skip
         self.path, self._together = config.model, config.batch_size
+        # The query's stands in the files as the library's default prompt.
+        self._passage_prefix = Contract.of_model(self._encoder.model.config).passage_prefix
         _refuse_unfit(self._encoder.model, self._encoder.tokenizer, self._encoder.num_labels, config.model, key)
 
     def forward(self, batch: Sequence[TextPair]) -> np.ndarray:
         """scores_N of one batch."""
-        pairs = [(pair.query, pair.passage) for pair in batch]
+        pairs = [(pair.query, self._passage_prefix + pair.passage) for pair in batch]
         with _failures_told("sentence-transformers", self.path):
             scores_N: np.ndarray = self._encoder.predict(pairs, batch_size=len(pairs), show_progress_bar=False)
         return scores_N
@@ -99,6 +103,9 @@ class FlagScorer(_Library):
             self._reranker.model.float()  # transformers 5 keeps the type of the files, which may be another
         self.path, self._together = config.model, config.batch_size * BATCHES
         model = self._reranker.model
+        contract = Contract.of_model(model.config)
+        self._reranker.query_instruction_for_rerank = contract.query_prefix or None
+        self._reranker.passage_instruction_for_rerank = contract.passage_prefix or None
         _refuse_unfit(model, self._reranker.tokenizer, model.config.num_labels, config.model, key)
 
     def forward(self, batch: Sequence[TextPair]) -> np.ndarray:

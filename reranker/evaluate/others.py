@@ -134,6 +134,7 @@ def _system(
         load = partial(_load_forward, of, config, where, precision, length, tokens, packing.value, key)
         return ModelSystem(name, load, identity, f"{of.model}, {how}")
     load = partial(_load_library, of, where, precision, length, key)
+    identity["prefixes"] = "the model's own"  # scores of before, which lacked them, are not taken over
     if isinstance(of, FlagConfig):
         told = f"{of.model} by FlagEmbedding {identity['versions']['FlagEmbedding']}, {how}"
         return ModelSystem(name, load, identity, told + (", through a sigmoid" if of.normalize else ""))

@@ -162,6 +162,35 @@ def test_each_kind_scores_as_its_library_does(
     assert "Compute Scores" not in shown.err
 
 
+def test_libraries_are_given_the_prefixes_that_the_model_was_trained_with(
+    evaluate: Callable[..., dict[str, Any]], third: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from reranker.export.directory import save
+
+    prefixed = tmp_path / "prefixed"
+    prefixed.mkdir()
+    model = AutoModelForSequenceClassification.from_pretrained(third)
+    model.config.reranker |= {"max_length": 120, "query_prefix": "물음: ", "passage_prefix": "글: "}
+    save(model, AutoTokenizer.from_pretrained(third), prefixed)
+    kinds = {"own": "reranker", "st": "sentence_transformers", "flag": "flagembedding"}
+    found = evaluate({name: {"kind": kind, "model": str(prefixed), "max_length": 120} for name, kind in kinds.items()})
+    pairs = [
+        (f"물음: {line['query']}", f"글: {found['texts'][name]}")
+        for line in found["lines"]
+        for name in line["candidates"]
+    ]
+    expected = {"own": Reranker(third, device="cpu", max_length=120).score_pairs(pairs),
+                "st": cross_encoder(third, activation_fn=torch.nn.Identity(), max_length=120)(pairs),
+                "flag": flag_reranker(third, max_length=120)(pairs)}  # fmt: skip
+    for name in kinds:
+        scores = np.concatenate([line["scores"][name] for line in found["lines"]])
+        np.testing.assert_allclose(
+            scores, np.asarray(expected[name], dtype=np.float64), rtol=0, atol=1e-5, err_msg=name
+        )
+
+
 def test_other_systems_stand_wherever_the_own_ones_do(
     evaluate: Callable[..., dict[str, Any]],
     third: Path,
