@@ -45,18 +45,24 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Scored:
-    """A set with the scores of its candidates, down to the deepest depth."""
+    """A set with the scores of its candidates, down to the deepest depth.
+
+    Attributes:
+        texts: the candidates and the judged passages: a corpus is let go of before that of the next set is read.
+        passages: how many the corpus has.
+    """
 
     of_set: EvaluationSet
     queries: list[Query]
-    corpus: dict[str, Passage]
+    texts: dict[str, Passage]
+    passages: int
     candidates: list[list[str]]
     scores: dict[str, list[list[float]]]
     latency: dict[str, dict[str, float]]
 
     def at(self, depth: int | None, config: EvaluateConfig) -> Outcome:
-        return outcome(self.of_set.name, depth, self.queries, self.corpus, self.candidates, self.scores, config.metrics,
-                       config.contexts, self.latency)  # fmt: skip
+        return outcome(self.of_set.name, depth, self.queries, self.texts, self.passages, self.candidates, self.scores,
+                       config.metrics, config.contexts, self.latency)  # fmt: skip
 
 
 def evaluate(
@@ -104,7 +110,9 @@ def _score(
         if config.latency:
             some = [of_query for of_query in pairs if of_query][: config.latency]
             latencies[system.name] = crew.from_first(partial(latency, system, some))
-    return Scored(one, queries, material.corpus, candidates, scores, latencies)
+    named = {name for names in candidates for name in names}.union(*(query.judged for query in queries))
+    texts = {name: material.corpus[name] for name in sorted(named) if name in material.corpus}
+    return Scored(one, queries, texts, len(material.corpus), candidates, scores, latencies)
 
 
 def _keep(cache: Scores, name: str, asked: str, scores: list[list[float]], crew: Crew) -> None:
@@ -147,11 +155,10 @@ def _found(config: EvaluateConfig, scored: Sequence[Scored], systems: Sequence[S
         )
     lines = [line for found in outcomes for line in lines_of(found)]
     texts = [
-        {"set": one.of_set.name, "id": name, "text": one.corpus[name].text}
+        {"set": one.of_set.name, "id": name, "text": passage.text}
         for one in scored
-        for name in sorted({name for names in one.candidates for name in names}
-                           | {name for query in one.queries for name in query.judged if name in one.corpus})
-    ]  # fmt: skip
+        for name, passage in one.texts.items()
+    ]
     told = {system.name: {"told": system.told, **system.identity} for system in systems if system.told}
     settings = {"settings": settings_of(config)} | ({"systems": told} if told else {})
     if len(scored) == 1 and not scored[0].of_set.name:

@@ -56,11 +56,14 @@ class Outcome:
 
 
 def outcome(
-    name: str, depth: int | None, queries: Sequence[Query], corpus: Mapping[str, Passage],
+    name: str, depth: int | None, queries: Sequence[Query], texts: Mapping[str, Passage], passages: int,
     candidates: Sequence[Sequence[str]], scores: Mapping[str, Sequence[Sequence[float]]],
     metrics: Sequence[str], contexts: int, latency: Mapping[str, dict[str, float]],
 ) -> Outcome:  # fmt: skip
-    """The outcome of a set; at a lower depth the scores are those that are there: a pair's depends on no other."""
+    """The outcome of a set of so many passages, with the texts of those that its queries name.
+
+    At a lower depth the scores are those that are there: a pair's depends on no other.
+    """
     candidates = [names[:depth] for names in candidates]
     scores = {system: [values[:depth] for values in of] for system, of in scores.items()}
     ranked = {system: rank_by_scores(queries, candidates, of) for system, of in scores.items()}
@@ -75,8 +78,8 @@ def outcome(
     judged = [query.judged for query in queries]
     values = {
         system: per_query(
-            of, judged, contexts, metrics, lambda passage: corpus[passage].text if passage in corpus else ""
+            of, judged, contexts, metrics, lambda passage: texts[passage].text if passage in texts else ""
         )
         for system, of in rankings.items()
     }
-    return Outcome(name, depth, queries, len(corpus), candidates, scores, rankings, values, latency)
+    return Outcome(name, depth, queries, passages, candidates, scores, rankings, values, latency)
