@@ -38,7 +38,8 @@ T = TypeVar("T")
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
     ["reranker.cli", "reranker.overrides", "reranker.train.main", "reranker.train.engine", "reranker.train.events", "reranker.evaluate.dev",
-     "reranker.export.huggingface", "deepspeed.runtime.zero.muon.original_muon", "transformers.models.xlm_roberta.modeling_xlm_roberta", "hydra.main"]
+     "reranker.export.huggingface", "deepspeed.runtime.zero.muon.original_muon", "transformers.models.xlm_roberta.modeling_xlm_roberta", "hydra.main",
+     "tests.distributed.preloaded"]
 )  # fmt: skip
 _LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_WORLD_SIZE")
 
@@ -267,7 +268,7 @@ def free_port() -> int:
 def _changed_environment() -> Iterator[None]:
     # The server reads its environment when it starts: torch takes the number of its threads from there.
     before = dict(os.environ)
-    os.environ.update(environment())
+    os.environ.update(environment(), PYTHONPATH=str(ROOT))
     try:
         yield
     finally:
