@@ -280,7 +280,7 @@ def forget_groups() -> None:
 
 @contextlib.contextmanager
 def _without_old_garbage() -> Iterator[None]:
-    """Let collections of garbage look at new objects alone: among all that is imported, each takes a third of a second."""
+    """Let collections of garbage look at new objects alone: among all imports each takes a third of a second."""
     gc.freeze()
     try:
         yield
