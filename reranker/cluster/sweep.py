@@ -24,8 +24,9 @@ class Result:
 
     Attributes:
         number: its place in the array; varied: its words that not all of the sweep have.
-        metric, best, best_step: the dev metric that selects checkpoints, its best value and behind which step; None
-            before the first evaluation.
+        metric, best, best_step: the dev metric that selects checkpoints, its best value of a model that passes the
+            gate, if there is one, and behind which step; None before the first such evaluation.
+        gate: whether any evaluation so far has passed the training's gate; None without a gate, or before the first.
     """
 
     number: int
@@ -36,6 +37,7 @@ class Result:
     metric: str
     best: float | None
     best_step: int | None
+    gate: bool | None
 
 
 def sweep_show_command(config: SweepShowConfig) -> int:
@@ -50,11 +52,13 @@ def sweep_show_command(config: SweepShowConfig) -> int:
     if config.output:
         write_json(Path(config.output), [_plain(one) for one in found])
     metric = found[0].metric
-    columns = ("n", "varied", "state", "step", "loss", metric, "at step")
+    gated = any(one.gate is not None for one in found)
+    columns = ("n", "varied", "state", "step", "loss", metric, "at step", *(["gate"] if gated else []))
     rows = [
         (str(one.number), " ".join(one.varied), one.state, "" if one.training is None else shown_steps(one.training),
          "" if one.training is None or one.training.loss is None else f"{one.training.loss:.4f}",
-         "" if one.best is None else f"{one.best:.4f}", "" if one.best_step is None else f"{one.best_step:,}")
+         "" if one.best is None else f"{one.best:.4f}", "" if one.best_step is None else f"{one.best_step:,}",
+         *([{None: "", True: "passed", False: "failed"}[one.gate]] if gated else []))
         for one in found
     ]  # fmt: skip
     print_table(columns, rows, numbers=("n", "step", "loss", metric, "at step"), wrapped=("varied",))
@@ -65,11 +69,15 @@ def result(number: int, entry: dict[str, Any], job: str, states: dict[str, str])
     """One training, `entry` being what the sweep's file says of it and `job` the number of the array."""
     run = Path(entry["run_dir"])
     metric = settings(run).get("train", {}).get("metric", "mrr")
-    evaluated = [(one[f"eval/{metric}"], one["step"]) for one in records(run) if f"eval/{metric}" in one]
-    best, step = max(evaluated, key=lambda one: one[0], default=(None, None))
+    evaluated = [one for one in records(run) if f"eval/{metric}" in one]
+    judged = [one["gate/passed"] for one in evaluated if "gate/passed" in one]
+    # A checkpoint that fails its gate is never the best of its training, nor of the sweep.
+    passed = [(one[f"eval/{metric}"], one["step"]) for one in evaluated if one.get("gate/passed", 1)]
+    best, step = max(passed, key=lambda one: one[0], default=(None, None))
     known = training(run, states) if (run / "jobs").is_dir() else None
     state = states.get(f"{job}_{number}") or (known.state if known else "UNKNOWN")
-    return Result(number, tuple(entry["varied"]), str(run), state, known, metric, best, step)
+    return Result(number, tuple(entry["varied"]), str(run), state, known, metric, best, step,
+                  any(judged) if judged else None)  # fmt: skip
 
 
 def _plain(one: Result) -> dict[str, Any]:

@@ -141,6 +141,23 @@ def test_the_trainings_of_a_sweep_are_listed_best_first(tmp_path: Path, capsys: 
     assert "sweep: found" in capsys.readouterr().err
 
 
+def test_what_fails_its_gate_is_not_the_best_of_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, found in enumerate(([(0.7, 0.0), (0.5, 1.0)], [(0.6, 1.0)], [(0.9, 0.0)], [])):
+        evaluated = [{"step": 5 * place, "eval/mrr": value, "gate/passed": passed}
+                     for place, (value, passed) in enumerate(found, 1)]  # fmt: skip
+        write_run(tmp_path / f"run-{number}", [record(20, 1.0), *evaluated], {str(7 + number): 0})
+    trainings = [{"words": [], "varied": [], "run_dir": str(tmp_path / f"run-{number}")} for number in range(4)]
+    (tmp_path / "sweep.json").write_text(json.dumps({"job": "7", "trainings": trainings}))
+    assert main(["sweep", "show", str(tmp_path)]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [(row[0], row[6:]) for row in rows] == [
+        ("1", ["0.6000", "5", "passed"]),
+        ("0", ["0.5000", "10", "passed"]),
+        ("2", ["failed"]),
+        ("3", []),
+    ]
+
+
 def write_run(run: Path, records: list[dict[str, Any]], jobs: dict[str, int], **train: Any) -> None:
     """A run directory as a training leaves it; `jobs` are {number: restarts}."""
     for job, restarts in jobs.items():
