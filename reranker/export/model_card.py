@@ -16,7 +16,7 @@ from typing import Any
 from reranker.data.tokenize import Contract
 from reranker.evaluate.regression_gate import Verdict
 from reranker.evaluate.statistics import told_p
-from reranker.evaluate.table import title
+from reranker.evaluate.table import title as title_of
 from reranker.export import gate, passages
 from reranker.export.card_training import training_rows
 from reranker.export.card_words import LANGUAGES, Words
@@ -240,7 +240,7 @@ def _table(
 
 
 def _title(metric: str) -> str:
-    return title(metric).replace("mrr", "MRR")
+    return title_of(metric).replace("mrr", "MRR")
 
 
 def _interval(cell: Mapping[str, float] | None, form: str) -> str:

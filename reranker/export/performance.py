@@ -96,5 +96,12 @@ def _found(rows: Sequence[Mapping[str, Any]], details: Mapping[str, Any]) -> Per
     return Performance(
         rows, details["differences"], environment["precision"], environment["device"], settings["max_length"], stage,
         details["contexts"] if one else None, settings["metrics"], windows,
-        {name: system["told"] for name, system in details.get("systems", {}).items()},
+        {name: _told(name, system["told"], details["inputs"]) for name, system in details.get("systems", {}).items()},
     )  # fmt: skip
+
+
+def _told(name: str, told: str, inputs: Mapping[str, Any]) -> str:
+    """What the evaluation says of a system, a model directory by its last part: where it lies is nobody's business."""
+    model = inputs.get(f"systems.{name}.model", {})
+    above = str(Path(model["name"]).parent) if model.get("files") else "."
+    return told if above == "." else told.replace(above.rstrip("/") + "/", "")

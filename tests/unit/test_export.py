@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from reranker import Reranker, cli
-from reranker.config.common import FirstStageConfig, LabelLoss, Precision, TeacherLoss
+from reranker.config.common import FirstStageConfig, LabelLoss, LongPassages, Precision, TeacherLoss
 from reranker.config.models import EvaluateConfig
 from reranker.config.training import DataConfig, LossConfig, TrainConfig
 from reranker.data.collate import pack_pairs
@@ -335,6 +335,10 @@ def test_a_run_is_exported_with_what_it_knows_of_itself(
 @pytest.fixture
 def evaluated(tmp_path: Path, base: Path, weights: dict[str, torch.Tensor]) -> Path:
     """A run as the demo has it behind its fifth step: trained, exported, and the exported model evaluated."""
+    return evaluate_run(tmp_path, base, weights)
+
+
+def evaluate_run(tmp_path: Path, base: Path, weights: dict[str, torch.Tensor], **settings: Any) -> Path:
     run = make_run(tmp_path / "run", base, weights)
     export_run(run)
     corpus = [{"id": str(number), "text": f"{'정렬 ' * number}방법 {number}"} for number in range(6)]
@@ -344,6 +348,7 @@ def evaluated(tmp_path: Path, base: Path, weights: dict[str, torch.Tensor]) -> P
     evaluate_command(EvaluateConfig(
         model=str(run / "model"), corpus=str(tmp_path / "corpus.jsonl"), queries=str(tmp_path / "queries.jsonl"),
         output=str(run / "report"), first_stage=FirstStageConfig(analyzer="words"), resamples=100, max_length=64,
+        **settings,
     ))  # fmt: skip
     return run
 
@@ -371,6 +376,21 @@ def test_an_evaluated_model_is_exported_again_with_its_table(
         assert "\n6 queries. Scored in fp32 (cpu), at most 64 tokens a pair. In brackets:" in performance(model)
         assert "no evaluation" not in performance(model)
     assert capsys.readouterr() == ("", "")
+
+
+def test_the_card_tells_of_the_other_systems_and_of_windows_and_not_where_models_lie(
+    tmp_path: Path, base: Path, weights: dict[str, torch.Tensor]
+) -> None:
+    other = make_run(tmp_path / "other", base, weights)
+    export_run(other)
+    run = evaluate_run(tmp_path, base, weights, metrics=["mrr@10"], long=LongPassages.windows, window_best=2, window_overlap=8,
+                       systems={"twin": {"kind": "reranker", "model": str(other / "model")}})  # fmt: skip
+    export_run(run)
+    told = performance(run / "model")
+    assert "\n| system | MRR@10 |\n" in told
+    assert "the mean of its best 2 windows counts (overlap: 8 tokens)" in told
+    assert "\n- twin: model, fp32 (cpu), at most 64 tokens a pair\n" in told
+    assert str(tmp_path) not in told
 
 
 def test_a_table_of_other_weights_is_left_out_of_the_card_and_refused_where_it_was_asked_for(
