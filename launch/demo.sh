@@ -42,7 +42,7 @@ else
     ranks=$((cores >= 2 ? 2 : 1))
     hardware="$ranks process(es) on $cores CPU core(s)"
     export DS_ACCELERATOR=${DS_ACCELERATOR:-cpu} # else DeepSpeed warns in every process that there is no GPU
-    # Where the processor multiplies bfloat16 itself, that is 1.6 times as fast as float32 and learns the same.
+    # Where the processor multiplies bfloat16 itself, that is 1.6 times as fast as float32.
     if grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo; then
         precision=bf16
         hardware="$hardware in bf16, which this processor has"
