@@ -50,10 +50,12 @@ def report(arms: Sequence[Any], measured: dict[str, Any], settings: dict[str, st
     for one, corrected in zip(found, holm([one["p"] for one in found]), strict=True):
         one["p_holm"] = corrected
     agreed = losses_agree(measured)
+    inputs = json.loads((work / "inputs.json").read_text("utf-8"))
+    inputs["asked"]["demo"] = Path(inputs["asked"]["demo"]).name  # where it lies is nobody's business
     details = {
         "benchmark": "learning-details", "queries": len(shared), "groups_per_step": GROUPS,
         "steps": int(settings["steps"]), "learning_rate": LR, "max_length": LENGTH, "dropout": 0.0, "precision": "bf16",
-        "inputs": json.loads((work / "inputs.json").read_text("utf-8")), "losses_in_float32": agreed,
+        "inputs": inputs, "losses_in_float32": agreed,
         "rows": {f"{name}: {system}": row for (name, system), row in rows.items()},
         "trainings": {name: measured[f"train:{name}"] for name in names if f"train:{name}" in measured},
     }  # fmt: skip
