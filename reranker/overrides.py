@@ -50,12 +50,13 @@ def check_arguments(command: str, arguments: list[str]) -> list[str]:
     directories += [Path(parsed.config_dir)] if parsed.config_dir else []
     parsed_overrides = [_parse(command, text) for text in parsed.overrides]
     _refuse_taken_apart(parsed_overrides)
+    words = [word for override in parsed_overrides for word in _as_whole(command, override)]
     if any(override.key_or_group == "hydra.searchpath" for override in parsed_overrides):
-        return flags + overrides  # groups and options of the user's own: Hydra knows them
+        return flags + words  # groups and options of the user's own: Hydra knows them
     for override in parsed_overrides:
         if not override.key_or_group.startswith(("hydra.", "hydra/")) and override.package is None:
             _check_override(command, override, directories, parsed.multirun)
-    return flags + [word for override in parsed_overrides for word in _as_whole(command, override)]
+    return flags + words
 
 
 def _as_whole(command: str, override: Override) -> list[str]:
