@@ -28,7 +28,7 @@ from reranker.evaluate.regression_gate import CONTEXTS, Paired, Rule, Verdict, j
 from reranker.evaluate.sets import EvaluationSet, sets_of
 from reranker.evaluate.shared import Score, SharedScorer
 from reranker.model.cross_encoder import load_model, load_tokenizer, score_pairs
-from reranker.model.reranker import DTYPES, contract_of, device_and_precision
+from reranker.model.reranker import DTYPES, as_in_training, contract_of, device_and_precision
 from reranker.model.unpad import pack, resolve_packing
 from reranker.train.gate import no_ranking
 
@@ -136,11 +136,12 @@ class GuardSets:
         at, meant = device_and_precision(device, precision)
 
         def load() -> tuple[Any, PairTokenizer]:
-            model, fresh = load_model(name, revision=revision, dtype=DTYPES[meant], key=key)
+            model, fresh = load_model(name, revision=revision, key=key)
             if fresh:
                 raise no_ranking(key, name)
             tokenizer = load_tokenizer(name, revision, key)
-            return model.to(at).eval(), PairTokenizer(tokenizer, contract or contract_of(model.config))
+            cut = PairTokenizer(tokenizer, contract or contract_of(model.config))
+            return as_in_training(model, meant, at).eval(), cut
 
         model, tokenizer = crew.together(load)
         packed, _ = resolve_packing("auto", model.config, at, DTYPES[meant])

@@ -125,6 +125,12 @@ def set_dropout(config: Any, dropout: float | None) -> None:
             setattr(config, field, dropout)
 
 
+def autocast(model: Any, device: torch.device, dtype: torch.dtype) -> None:
+    """From now on the model multiplies in `dtype` on this device; its weights and what it adds up stay in float32."""
+    # Inside of the model, so that every caller has it: DeepSpeed switches off an autocast around its engine.
+    model.forward = torch.autocast(device.type, dtype)(model.forward)
+
+
 def score(model: Any, batch: MicroBatch) -> torch.Tensor:
     """scores_GP of a micro-batch, in the model's own precision."""
     return score_pairs(model, batch.packed).view(batch.present_GP.shape)

@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from reranker.checks import autocasts
 from reranker.config.common import Precision
 from reranker.data.collate import pack_pairs
 from reranker.data.tokenize import Contract, Pair, PairTokenizer
 from reranker.data.windows import windows_of
 from reranker.errors import UserError, shorten
-from reranker.model.cross_encoder import load_model, load_tokenizer, positions, score_pairs
+from reranker.model.cross_encoder import autocast, load_model, load_tokenizer, positions, score_pairs
 from reranker.model.unpad import is_packed, pack, resolve_packing
 from reranker.model.windows import PORTION, Layout, Long, sizes_of
 
@@ -216,6 +217,14 @@ def batches_by_tokens(lengths: Sequence[int], limit: int, packed: bool) -> list[
         batches[-1].append(index)
         taken += lengths[index]
     return batches
+
+
+def as_in_training(model: Any, precision: Precision, device: torch.device) -> Any:
+    """A model in float32, from now on on this device and computing as a training in this precision does."""
+    if autocasts(precision, device.type):
+        autocast(model, device, torch.bfloat16)
+        return model.to(device)
+    return model.to(device, DTYPES[precision])
 
 
 def device_and_precision(device: str, precision: str) -> tuple[torch.device, Precision]:

@@ -172,10 +172,11 @@ def _attend(
     # Taken apart and put together along T in the layout of the linear layers: nothing is copied for another one.
     asking, asked = cu_q.diff().tolist(), cu_k.diff().tolist()
     rows = zip(q_QHW.split(asking), k_THW.split(asked), v_THW.split(asked), strict=True)
-    outs_1HLW = [
-        F.scaled_dot_product_attention(
-            q_LHW.transpose(0, 1)[None], k_LHW.transpose(0, 1)[None], v_LHW.transpose(0, 1)[None], scale=scaling
-        )
-        for q_LHW, k_LHW, v_LHW in rows
-    ]
+    with torch.autocast("cpu", enabled=False):  # which would take 16 bits after all
+        outs_1HLW = [
+            F.scaled_dot_product_attention(
+                q_LHW.transpose(0, 1)[None], k_LHW.transpose(0, 1)[None], v_LHW.transpose(0, 1)[None], scale=scaling
+            )
+            for q_LHW, k_LHW, v_LHW in rows
+        ]
     return torch.cat([out_1HLW.squeeze(0).transpose(0, 1) for out_1HLW in outs_1HLW])

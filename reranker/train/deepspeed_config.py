@@ -14,6 +14,7 @@ def deepspeed_config(
     """What `deepspeed.initialize` takes.
 
     Args:
+        precision: of the weights that DeepSpeed holds for the forward.
         clip: norm that gradients are clipped to, 0 for none; bucket: elements of a gradient bucket.
         offload: masters and moments in the machine's memory, in pinned pages if `pinned`.
 

@@ -1,10 +1,10 @@
 """DeepSpeed behind a few verbs: score, backward, step, and the state that a checkpoint holds.
 
 The only file that imports deepspeed. In: a model in float32 and settings. Out: an `Engine` of one ZeRO
-stage and precision. `backward` accumulates (in float32, also where weights have 16 bits); `step` clips and
-updates. The ranks reduce their gradients once in `step` at stages 0 and 1, in every `backward` at 2 and 3, in
-float32 throughout. What DeepSpeed does otherwise than its documentation suggests is said
-where it matters here.
+stage and precision; for it bf16 on a CPU is float32, as only the products of the forward have 16 bits there.
+`backward` accumulates (in float32, also where weights have 16 bits); `step` clips and updates. The ranks reduce
+their gradients once in `step` at stages 0 and 1, in every `backward` at 2 and 3, in float32 throughout. What
+DeepSpeed does otherwise than its documentation suggests is said where it matters here.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import logger as deepspeed_logger
 from torch import nn
 
+from reranker.checks import autocasts
 from reranker.config.common import Precision
 from reranker.config.training import OptimConfig, PrecisionConfig
 from reranker.data.collate import MicroBatch, PackedPairs, ghost
-from reranker.model.cross_encoder import score_pairs
+from reranker.model.cross_encoder import autocast, score_pairs
 from reranker.model.losses import listwise_cross_entropy
 from reranker.train.deepspeed_config import deepspeed_config
 from reranker.train.fragments import Fragment, read_parameter, write_parameter
@@ -89,6 +90,10 @@ class Engine:
         if precision is Precision.fp16 and device.type == "cpu":
             assert scaling.fp16_on_cpu
             get_accelerator().is_fp16_supported = lambda: True
+        kept = precision
+        if autocasts(precision, device.type):
+            autocast(model, device, torch.bfloat16)
+            kept = Precision.fp32
         parameters = sum(parameter.numel() for parameter in model.parameters())
         optimizer = torch.optim.AdamW(
             parameter_groups(model, optim.weight_decay), lr=0.0, betas=(optim.betas[0], optim.betas[1]), eps=optim.eps,
@@ -101,7 +106,7 @@ class Engine:
                 model=model.to(device),
                 optimizer=optimizer,
                 config=deepspeed_config(
-                    stage, precision, scaling, optim.max_grad_norm, bucket, offload, pinned=device.type == "cuda"
+                    stage, kept, scaling, optim.max_grad_norm, bucket, offload, pinned=device.type == "cuda"
                 ),
                 dist_init_required=False,
             )

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from reranker.checks import autocasts
 from reranker.config.common import BatchPolicy, Precision
 from reranker.model.cross_encoder import load_config
 from reranker.train.distributed import Ranks, device_name
@@ -59,7 +60,8 @@ def report(job: Job, ranks: Ranks) -> str:
     config, sources = job.config, job.data.sources
     model = load_config(config.model.name, config.model.revision)
     parameters, embedding = count_parameters(model)
-    states = state_bytes(parameters, job.precision, job.stage, ranks.world)
+    kept = Precision.fp32 if autocasts(job.precision, ranks.device.type) else job.precision
+    states = state_bytes(parameters, kept, job.stage, ranks.world)
     host = [f"checkpoints {12.0 * parameters / ranks.world / GIB:.2f} GiB while one is written"]
     if config.deepspeed.offload:
         host.insert(0, f"optimizer {states.pop('optimizer') / GIB:.2f} GiB")
@@ -76,7 +78,7 @@ def report(job: Job, ranks: Ranks) -> str:
         pairs = min(pairs, max(1, batch.chunk_tokens // length))
         made += f", in chunks of at most {batch.chunk_tokens:,} tokens"
     least = "at least" if batch.policy is BatchPolicy.tokens and job.tokens is None else "about"
-    activations = activation_bytes(model, pairs, length, job.precision, config.model.gradient_checkpointing)
+    activations = activation_bytes(model, pairs, length, kept, config.model.gradient_checkpointing)
     seen = min(config.train.epochs * job.data.positions, job.steps * batch.groups)
     rows = [
         ("devices", f"{ranks.world} x {device_name(ranks.device)}"),

@@ -26,7 +26,7 @@ from reranker.files import write_json
 from reranker.model import chunks
 from reranker.model.cross_encoder import load_config, score_pairs, set_dropout
 from reranker.model.losses import Objective
-from reranker.model.reranker import DTYPES
+from reranker.model.reranker import as_in_training
 from reranker.model.unpad import pack
 from reranker.progress import progress_bar
 from reranker.train.checkpoint import Pieces, read_weights
@@ -162,7 +162,7 @@ def _model(replay: Replay) -> Any:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if job.packed:
         pack(model)
-    return model.to(replay.device, DTYPES[job.precision]).train()
+    return as_in_training(model, job.precision, replay.device).train()
 
 
 def _loss_scale(replay: Replay) -> float:

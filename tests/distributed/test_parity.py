@@ -32,14 +32,18 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def reference(one_thread: None, inputs: Inputs) -> list[tuple[float, float]]:
-    """(loss, gradient norm) of 20 steps of a plain PyTorch loop in float64 over the same groups.
+    return plain_loop(inputs, torch.float64)
+
+
+def plain_loop(inputs: Inputs, dtype: torch.dtype, autocast: bool = False) -> list[tuple[float, float]]:
+    """(loss, gradient norm) of 20 steps of a plain PyTorch loop over the same groups, maybe multiplying in bfloat16.
 
     Nothing of the product but the order of the groups: the tokenizer, the model and AdamW are the
     libraries' own, and each group is run by itself.
     """
     tokenizer = AutoTokenizer.from_pretrained(inputs.model)
     model = AutoModelForSequenceClassification.from_pretrained(
-        inputs.model, dtype=torch.float64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+        inputs.model, dtype=dtype, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
     )
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(
@@ -64,7 +68,10 @@ def reference(one_thread: None, inputs: Inputs) -> list[tuple[float, float]]:
                 passages = [group.pos[0], *group.neg]
                 pairs = tokenizer([group.query] * len(passages), passages, truncation="longest_first", max_length=48,
                                   padding=True, return_tensors="pt")  # fmt: skip
-                losses.append(functional.cross_entropy(model(**pairs).logits.T, torch.zeros(1, dtype=torch.long)))
+                with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                    scores_1P = model(**pairs).logits.T
+                label_1 = torch.zeros(1, dtype=torch.long)
+                losses.append(functional.cross_entropy(scores_1P.to(dtype), label_1))
             loss = torch.stack(losses).mean()
             optimizer.zero_grad()
             loss.backward()

@@ -206,11 +206,12 @@ def test_chunks_want_a_number_of_tokens_for_a_micro_batch() -> None:
         ("fp32", "cuda", 0, "fp32", 0, 0),
         ("fp32", "cpu", 3, "fp32", 3, 0),
         ("bf16", "cpu", 1, "bf16", 1, 0),
-        ("bf16", "cpu", 0, "bf16", 1, 1),
+        ("bf16", "cpu", 0, "bf16", 0, 0),
+        ("bf16", "cuda", 0, "bf16", 1, 1),
         ("fp16", "cuda", 3, "fp16", 3, 0),
     ],
 )
-def test_the_precision_follows_the_device_and_16_bit_never_trains_at_stage_0(
+def test_the_precision_follows_the_device_and_16_bit_weights_never_train_at_stage_0(
     requested: str, device: str, stage: int, precision: str, used_stage: int, told: int
 ) -> None:
     answer = resolve_precision(Precision(requested), device, stage, fp16_on_cpu=False)
