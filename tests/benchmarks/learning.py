@@ -1,14 +1,16 @@
 """What the demo's model learns on the demo's groups: ours, FlagEmbedding, and ours with one lever more or less.
 
-    python tests/benchmarks/learning.py demo=runs/demo work=DIR [steps=50] [sample=600] [threads=2] [arms=PATTERN,...]
+    python tests/benchmarks/learning.py demo=runs/demo work=DIR [steps=50] [precision=fp32] [sample=600] [threads=2]
+        [arms=PATTERN,...]
 
 `demo` is the directory that `launch/demo.sh` leaves. All arms take the same number of steps of 32 groups from the same
-weights with the same seed, learning rates, weight decay and clipping, without dropout, in bf16, and their last weights
-count: no dev set chooses. FlagEmbedding and "reference" see exactly the same passages in the same order
-(`learning_inputs.py`), both with the listwise cross-entropy of the labels; both also take a few steps in float32, whose
-losses must agree. The other arms are `recipe=demo` on the demo's shards, but for what their name says. Each is
-judged on the same held-out queries by `reranker evaluate`. What is measured is kept in `work`: the same command goes on
-where it was stopped, `arms` (patterns of names) adds some at a time. Out: records/learning-DATE.json, .md and .png.
+weights with the same seed, learning rates, weight decay and clipping, without dropout, in the same precision (bf16 wants
+a processor that has its products), and their last weights count: no dev set chooses. FlagEmbedding and "reference" see
+exactly the same passages in the same order (`learning_inputs.py`), both with the listwise cross-entropy of the labels;
+the first few steps in float32, taken once more where the precision is another, must have the same losses. The other
+arms are `recipe=demo` on the demo's shards, but for what their name says. Each is judged on the same held-out queries by
+`reranker evaluate`. What is measured is kept in `work`: the same command goes on where it was stopped, `arms` (patterns
+of names) adds some at a time. Out: records/learning-DATE.json, .md and .png.
 """
 
 from __future__ import annotations
@@ -31,12 +33,11 @@ from tests.benchmarks.learning_inputs import GROUPS, LENGTH, PASSAGES, RANDOM_WA
 from tests.benchmarks.record import SEED, Measured, command_line, environment_of, run_watched
 
 HERE = Path(__file__).resolve().parent
-CHECKED_STEPS = 3
-"""Steps in float32 whose losses are compared."""
 
 
 def main() -> None:
-    settings = {"steps": "50", "sample": "600", "threads": "2", "arms": "*", **command_line(sys.argv[1:])}
+    settings = {"steps": "50", "precision": "fp32", "sample": "600", "threads": "2", "arms": "*",
+                **command_line(sys.argv[1:])}  # fmt: skip
     work, demo = Path(settings["work"]).resolve(), Path(settings["demo"]).resolve()
     prepare(demo, work, int(settings["steps"]))
     measured = Measured(work / "measured.jsonl")
@@ -45,13 +46,13 @@ def main() -> None:
     run = Run(settings, demo, work)
     for arm in chosen:
         if arm.name != BASE:
-            measured.get(f"train:{arm.name}", partial(run.train, arm, "bf16", int(settings["steps"])))
+            measured.get(f"train:{arm.name}", partial(run.train, arm, settings["precision"], int(settings["steps"])))
         if arm.name == BASE or "failed" not in measured.all[f"train:{arm.name}"]:
             measured.get(f"evaluate:{arm.name}", partial(run.evaluate, arm))
-        if arm.name == PEER:
+        if arm.name == PEER and settings["precision"] != "fp32":
             for name in (PEER, REFERENCE):
                 checked = next(one for one in ARMS if one.name == name)
-                measured.get(f"fp32:{name}", partial(run.train, checked, "fp32", CHECKED_STEPS))
+                measured.get(f"fp32:{name}", partial(run.train, checked, "fp32", learning_report.CHECKED_STEPS))
     judged = [arm for arm in ARMS if "rows" in measured.all.get(f"evaluate:{arm.name}", {})]
     learning_report.report(judged, measured.all, settings, work)
 
@@ -72,12 +73,16 @@ class Run:
 
     def train(self, arm: Arm, precision: str, steps: int) -> dict[str, Any]:
         """{"losses", "seconds" of the steps but the first, "minutes" of the process}, or why it failed."""
-        run_dir = self.work / "runs" / slug(arm.name if precision == "bf16" else f"{precision} {arm.name}")
+        run_dir = (
+            self.work
+            / "runs"
+            / slug(arm.name if precision == self.settings["precision"] else f"{precision} {arm.name}")
+        )
         shutil.rmtree(run_dir, ignore_errors=True)
         train = self._flagembedding if arm.name == PEER else partial(self._ours, arm)
         start = time.monotonic()
         found = train(run_dir, precision, steps)
-        if precision != "bf16":
+        if precision != self.settings["precision"]:
             shutil.rmtree(run_dir, ignore_errors=True)
         return {**found, "minutes": (time.monotonic() - start) / 60}
 
@@ -113,7 +118,8 @@ class Run:
         command = [
             sys.executable, "-m", "reranker", "evaluate", f"model={self.model(arm)}", f"output={report}",
             f"corpus={self.demo / 'data' / 'corpus.jsonl'}", f"queries={self.demo / 'data' / 'queries.jsonl'}",
-            f"sample={self.settings['sample']}", f"max_length={LENGTH}", "precision=bf16", "device=cpu",
+            f"sample={self.settings['sample']}", f"max_length={LENGTH}",
+            f"precision={self.settings['precision']}", "device=cpu",
         ]  # fmt: skip
         finished = self._run(command, f"evaluate-{slug(arm.name)}")
         if finished.failed:
