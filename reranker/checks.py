@@ -253,7 +253,8 @@ def resolve_precision(
 ) -> tuple[Precision, int, list[str]]:
     """(precision, ZeRO stage, what to tell the user) of a training.
 
-    `bf16_processor`: every rank's processor has matrix products in bf16, which then are what auto means on a CPU.
+    `bf16_processor`: every rank's processor has matrix products in bf16, which then are what auto means on a CPU; where
+    one lacks them, bf16 that was asked for is said to be slow.
     A CPU has no fp16 in DeepSpeed; at stage 0 its 16-bit paths train wrongly (an AdamW step with zero
     gradients at start, a loss that is never scaled), so 16 bit at stage 0 becomes stage 1, whose
     arithmetic is the same; not so where weights stay in float32. Raises UserError for fp16 asked for on a CPU.
@@ -265,6 +266,8 @@ def resolve_precision(
         if device == "cpu":
             why = ", whose products this processor has" if bf16_processor else ""
             told.append(f"precision=auto: no GPU found, training in {precision.value}{why}")
+    if requested is Precision.bf16 and device == "cpu" and not bf16_processor:
+        told.append("precision=bf16: not every rank's processor has its products, so that fp32 is much faster")
     if precision is Precision.fp16 and device == "cpu" and not fp16_on_cpu:
         raise UserError("precision", "fp16 on a CPU", "fp32, bf16 or auto, as DeepSpeed has no fp16 there",
                         "say precision=fp32")  # fmt: skip

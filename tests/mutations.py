@@ -200,6 +200,11 @@ MUTATIONS = [
         "tests/unit/test_config.py::test_auto_is_bf16_on_a_cpu_that_has_its_products",
     ),
     Mutation(
+        "bf16 on a CPU has weights and sums in 16 bits", "checks.py",
+        'return precision is Precision.bf16 and device == "cpu"', "return False",
+        "tests/distributed/test_parity.py::test_bf16_on_a_cpu_is_autocast_of_plain_pytorch",
+    ),
+    Mutation(
         "freed memory goes back to the system", "train/memory.py",
         "if mallopt is not None and not own:", "if False:",
         "tests/unit/test_memory.py::test_freed_blocks_are_not_cleared_anew",

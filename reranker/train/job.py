@@ -90,7 +90,7 @@ def prepare(
         accumulation(config.batch.groups, config.batch.per_gpu, ranks.world)
     precision, stage, told = resolve_precision(
         config.precision.name, ranks.device.type, config.deepspeed.stage, config.precision.fp16_on_cpu,
-        config.precision.name is Precision.auto and all(ranks.gather(multiplies_bf16())),
+        all(ranks.gather(multiplies_bf16())),
     )  # fmt: skip
     hugging_face = load_tokenizer(config.model.name, config.model.revision)
     model = load_config(config.model.name, config.model.revision)

@@ -35,8 +35,10 @@ def reference(one_thread: None, inputs: Inputs) -> list[tuple[float, float]]:
     return plain_loop(inputs, torch.float64)
 
 
-def plain_loop(inputs: Inputs, dtype: torch.dtype, autocast: bool = False) -> list[tuple[float, float]]:
-    """(loss, gradient norm) of 20 steps of a plain PyTorch loop over the same groups, maybe multiplying in bfloat16.
+def plain_loop(
+    inputs: Inputs, dtype: torch.dtype, steps: int = STEPS, autocast: bool = False
+) -> list[tuple[float, float]]:
+    """(loss, gradient norm) of the steps of a plain PyTorch loop over the same groups, maybe multiplying in bfloat16.
 
     Nothing of the product but the order of the groups: the tokenizer, the model and AdamW are the
     libraries' own, and each group is run by itself.
@@ -56,10 +58,10 @@ def plain_loop(inputs: Inputs, dtype: torch.dtype, autocast: bool = False) -> li
     manifest = load_manifest(inputs.shards)
     reader, total = ShardReader(inputs.shards, manifest), manifest.groups
     results: list[tuple[float, float]] = []
-    for epoch in range(STEPS):
+    for epoch in range(steps):
         order = Order(manifest.sizes, SEED, epoch, 64)
         for first in range(0, total, GROUPS):
-            if len(results) == STEPS:
+            if len(results) == steps:
                 return results
             positions = range(first, min(first + GROUPS, total))
             losses = []
@@ -77,7 +79,7 @@ def plain_loop(inputs: Inputs, dtype: torch.dtype, autocast: bool = False) -> li
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(parameters, CLIP)
             for group_ in optimizer.param_groups:
-                group_["lr"] = RATE * (STEPS - len(results)) / STEPS
+                group_["lr"] = RATE * (steps - len(results)) / steps
             optimizer.step()
             results.append((loss.item(), norm.item()))
     raise AssertionError("unreachable")
@@ -143,3 +145,18 @@ def test_losses_of_20_steps_equal_a_plain_float64_loop(
         assert (losses - expected_losses).abs().max() <= 1e-5, f"{run.name}: {losses - expected_losses}"
         # Norms before clipping: a wrong scale of the loss shows here, where Adam would hide it.
         assert ((norms - expected_norms) / expected_norms).abs().max() <= 1e-4, f"{run.name}: {norms / expected_norms}"
+
+
+def test_bf16_on_a_cpu_is_autocast_of_plain_pytorch(inputs: Inputs, one_thread: None, tmp_path: Path) -> None:
+    """Weights and what layers add up are float32's. Two steps: later ones tell a bit that was rounded otherwise."""
+    expected = torch.tensor(plain_loop(inputs, torch.float32, steps=2, autocast=True), dtype=torch.float64)
+    in_float32 = torch.tensor(plain_loop(inputs, torch.float32, steps=2), dtype=torch.float64)
+    assert (expected - in_float32).abs().max() > 1e-5, "nothing to tell them apart by"
+    for stage in (0, 1, 2):
+        run = tmp_path / f"zero{stage}"
+        train(1, inputs.overrides(
+            run, deepspeed=f"zero{stage}", precision="bf16",
+            **{"batch.packing": "padded", "batch.per_gpu": 1, "train.max_steps": 2},
+        ))  # fmt: skip
+        found = [[record["train/loss"], record["train/grad_norm"]] for record in records(run)]
+        assert (torch.tensor(found, dtype=torch.float64) - expected).abs().max() <= 5e-6

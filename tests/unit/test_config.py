@@ -205,8 +205,8 @@ def test_chunks_want_a_number_of_tokens_for_a_micro_batch() -> None:
         ("auto", "cpu", 0, "fp32", 0, 1),
         ("fp32", "cuda", 0, "fp32", 0, 0),
         ("fp32", "cpu", 3, "fp32", 3, 0),
-        ("bf16", "cpu", 1, "bf16", 1, 0),
-        ("bf16", "cpu", 0, "bf16", 0, 0),
+        ("bf16", "cpu", 1, "bf16", 1, 1),
+        ("bf16", "cpu", 0, "bf16", 0, 1),
         ("bf16", "cuda", 0, "bf16", 1, 1),
         ("fp16", "cuda", 3, "fp16", 3, 0),
     ],
@@ -223,6 +223,13 @@ def test_auto_is_bf16_on_a_cpu_that_has_its_products() -> None:
     precision, stage, told = resolve_precision(Precision.auto, "cpu", 2, fp16_on_cpu=False, bf16_processor=True)
     assert (precision, stage) == (Precision.bf16, 2)
     assert told == ["precision=auto: no GPU found, training in bf16, whose products this processor has"]
+    assert resolve_precision(Precision.bf16, "cpu", 0, fp16_on_cpu=False, bf16_processor=True) == (
+        Precision.bf16,
+        0,
+        [],
+    )
+    slow = "precision=bf16: not every rank's processor has its products, so that fp32 is much faster"
+    assert resolve_precision(Precision.bf16, "cpu", 2, fp16_on_cpu=False) == (Precision.bf16, 2, [slow])
     assert resolve_precision(Precision.auto, "cuda", 2, fp16_on_cpu=False, bf16_processor=True)[0] is Precision.fp16
     assert resolve_precision(Precision.fp32, "cpu", 2, fp16_on_cpu=False, bf16_processor=True)[0] is Precision.fp32
 
