@@ -11,10 +11,11 @@ import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from reranker.config.common import MOST_OPEN, BatchPolicy, CacheConfig, LabelLoss, Precision, TeacherLoss
 from reranker.config.tracking import TrackingConfig
-from reranker.config.training import LossConfig, TrainConfig
+from reranker.config.training import LossConfig, PrecisionConfig, TrainConfig
 from reranker.errors import UserError, closest, shorten
 
 ACCEPTABLE = (
@@ -239,39 +240,51 @@ def check_tracking(tracking: TrackingConfig) -> None:
         raise UserError("tracking.project", found, "1 to 128 characters, none of / \\ # ? % :", "choose another name")
 
 
-def autocasts(precision: Precision, device: str) -> bool:
-    """Whether a training keeps float32 weights and sums, and multiplies alone in 16 bits (`torch.autocast`).
+class Arithmetic(NamedTuple):
+    """What a training computes in.
 
-    On a CPU little is gained by weights in 16 bits, and a residual stream in bfloat16 hides from a fresh head what
-    little tells passages apart. On a GPU they halve what is moved and sent.
+    Attributes:
+        precision: never auto.
+        autocast: weights and sums are float32's, products alone are of the precision (`torch.autocast`).
+        stage: of ZeRO.
     """
-    return precision is Precision.bf16 and device == "cpu"
+
+    precision: Precision
+    autocast: bool
+    stage: int
+
+    @property
+    def told(self) -> str:
+        return f"{self.precision.value} by autocast" if self.autocast else self.precision.value
 
 
 def resolve_precision(
-    requested: Precision, device: str, stage: int, fp16_on_cpu: bool, bf16_processor: bool = False
-) -> tuple[Precision, int, list[str]]:
-    """(precision, ZeRO stage, what to tell the user) of a training.
+    config: PrecisionConfig, device: str, stage: int, bf16_processor: bool = False
+) -> tuple[Arithmetic, list[str]]:
+    """(what a training computes in, what to tell the user).
 
-    `bf16_processor`: every rank's processor has matrix products in bf16, which then are what auto means on a CPU; where
-    one lacks them, bf16 that was asked for is said to be slow.
-    A CPU has no fp16 in DeepSpeed; at stage 0 its 16-bit paths train wrongly (an AdamW step with zero
-    gradients at start, a loss that is never scaled), so 16 bit at stage 0 becomes stage 1, whose
-    arithmetic is the same; not so where weights stay in float32. Raises UserError for fp16 asked for on a CPU.
+    `bf16_processor`: every rank's processor has matrix products in bf16, which then are what auto means on a CPU.
+    bf16 is autocast on a CPU: little is gained there by weights in 16 bits, and a residual stream in bfloat16 hides
+    from a fresh head what little tells passages apart. On a GPU they halve what is moved and sent.
+    A CPU has no fp16 in DeepSpeed; at stage 0 its 16-bit paths train wrongly (an AdamW step with zero gradients at
+    start, a loss that is never scaled), so weights of 16 bits at stage 0 become stage 1, whose arithmetic is the same.
+    Raises UserError for fp16 asked for on a CPU, and for autocast of what is not bf16.
     """
     told = []
-    precision = requested
-    if requested is Precision.auto:
+    precision = config.name
+    if precision is Precision.auto:
         precision = Precision.fp16 if device == "cuda" else Precision.bf16 if bf16_processor else Precision.fp32
         if device == "cpu":
             why = ", whose products this processor has" if bf16_processor else ""
             told.append(f"precision=auto: no GPU found, training in {precision.value}{why}")
-    if requested is Precision.bf16 and device == "cpu" and not bf16_processor:
-        told.append("precision=bf16: not every rank's processor has its products, so that fp32 is much faster")
-    if precision is Precision.fp16 and device == "cpu" and not fp16_on_cpu:
+    if precision is Precision.fp16 and device == "cpu" and not config.fp16_on_cpu:
         raise UserError("precision", "fp16 on a CPU", "fp32, bf16 or auto, as DeepSpeed has no fp16 there",
                         "say precision=fp32")  # fmt: skip
-    if stage == 0 and precision is not Precision.fp32 and not autocasts(precision, device):
+    if config.autocast and precision is not Precision.bf16:
+        raise UserError("precision.autocast", f"true in {precision.value}", "bf16, whose range is float32's",
+                        "say precision=bf16, or leave it away")  # fmt: skip
+    autocast = precision is Precision.bf16 and (device == "cpu" if config.autocast is None else config.autocast)
+    if stage == 0 and precision is not Precision.fp32 and not autocast:
         told.append(f"deepspeed=zero0 trains wrongly in {precision.value}: ZeRO stage 1 is used instead")
         stage = 1
-    return precision, stage, told
+    return Arithmetic(precision, autocast, stage), told

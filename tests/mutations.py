@@ -201,8 +201,23 @@ MUTATIONS = [
     ),
     Mutation(
         "bf16 on a CPU has weights and sums in 16 bits", "checks.py",
-        'return precision is Precision.bf16 and device == "cpu"', "return False",
+        '(device == "cpu" if config.autocast is None else config.autocast)', "bool(config.autocast)",
         "tests/distributed/test_parity.py::test_bf16_on_a_cpu_is_autocast_of_plain_pytorch",
+    ),
+    Mutation(
+        "under autocast attention is in 16 bits", "model/unpad.py",
+        'with torch.autocast("cpu", enabled=False):', 'with torch.autocast("cpu", torch.bfloat16):',
+        "tests/unit/test_unpad.py::test_under_autocast_packing_is_as_exact_as_padding",
+    ),
+    Mutation(
+        "another base of the gate is rounded otherwise than the model in training", "train/gate.py",
+        "by_autocast=job.arithmetic.autocast", "by_autocast=False",
+        "tests/distributed/test_gate.py::test_another_base_is_measured_as_the_model_in_training_is",
+    ),
+    Mutation(
+        "a replay multiplies in float32 what the run multiplied in bf16", "train/replay_setup.py",
+        'settings.precision.autocast = state.get("autocast", False)', "settings.precision.autocast = False",
+        "tests/distributed/test_replay.py::test_the_step_behind_a_checkpoint_has_the_loss_and_the_norm_that_its_ranks_recorded[autocast]",
     ),
     Mutation(
         "freed memory goes back to the system", "train/memory.py",

@@ -158,6 +158,8 @@ class DeepspeedConfig:
 class PrecisionConfig:
     name: Precision = Precision.auto
     """fp16, bf16 or fp32; auto: fp16 on a GPU; on a CPU bf16 where it has its products, else fp32"""
+    autocast: Optional[bool] = None
+    """bf16: products alone have 16 bits, weights and what layers add up stay in float32; null: on a CPU, not a GPU"""
     initial_scale_power: int = 16
     """fp16: the loss scale starts at two to this power"""
     loss_scale_window: int = 1000

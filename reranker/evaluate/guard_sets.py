@@ -127,7 +127,7 @@ class GuardSets:
 
     def values_of(
         self, name: str, key: str, crew: Crew, device: str, precision: str = "auto", *,
-        revision: str | None = None, contract: Contract | None = None,
+        by_autocast: bool = False, revision: str | None = None, contract: Contract | None = None,
     ) -> Values:  # fmt: skip
         """The same of a model by directory or hub name, loaded for it; None: under the contract of its own.
 
@@ -141,7 +141,7 @@ class GuardSets:
                 raise no_ranking(key, name)
             tokenizer = load_tokenizer(name, revision, key)
             cut = PairTokenizer(tokenizer, contract or contract_of(model.config))
-            return as_in_training(model, meant, at).eval(), cut
+            return as_in_training(model, meant, by_autocast, at).eval(), cut
 
         model, tokenizer = crew.together(load)
         packed, _ = resolve_packing("auto", model.config, at, DTYPES[meant])

@@ -11,6 +11,7 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
@@ -127,12 +128,12 @@ def set_dropout(config: Any, dropout: float | None) -> None:
 
 def autocast(model: Any, device: torch.device, dtype: torch.dtype) -> None:
     """From now on the model multiplies in `dtype` on this device; its weights and what it adds up stay in float32."""
-    # Inside of the model, so that every caller has it: DeepSpeed switches off an autocast around its engine.
-    model.forward = torch.autocast(device.type, dtype)(model.forward)
+    # Inside of the model, so that every caller has it, and DeepSpeed, which switches off a GPU's around its engine.
+    model.forward = MethodType(torch.autocast(device.type, dtype)(type(model).forward), model)
 
 
 def score(model: Any, batch: MicroBatch) -> torch.Tensor:
-    """scores_GP of a micro-batch, in the model's own precision."""
+    """scores_GP of a micro-batch, in the precision that the model multiplies in."""
     return score_pairs(model, batch.packed).view(batch.present_GP.shape)
 
 

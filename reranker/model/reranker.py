@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from reranker.checks import autocasts
 from reranker.config.common import Precision
 from reranker.data.collate import pack_pairs
 from reranker.data.tokenize import Contract, Pair, PairTokenizer
@@ -56,7 +55,7 @@ class Reranker:
     Args:
         path: directory or hub name.
         device: "auto" (the GPU if there is one), "cpu", "cuda" or "cuda:1".
-        precision: "auto" (fp16 on a GPU, fp32 on a CPU), "fp32", "fp16" or "bf16".
+        precision: "auto" (fp16 on a GPU, fp32 on a CPU), "fp32", "fp16" or "bf16": all weights have it.
         max_length: tokens of a pair at most; None: what the model was trained with.
         batch_tokens: tokens of a forward batch at most, padding included where there is any; one pair always fits.
         packing: "auto" (no padding where the model can do without), "packed" or "padded".
@@ -219,12 +218,15 @@ def batches_by_tokens(lengths: Sequence[int], limit: int, packed: bool) -> list[
     return batches
 
 
-def as_in_training(model: Any, precision: Precision, device: torch.device) -> Any:
-    """A model in float32, from now on on this device and computing as a training in this precision does."""
-    if autocasts(precision, device.type):
-        autocast(model, device, torch.bfloat16)
-        return model.to(device)
-    return model.to(device, DTYPES[precision])
+def as_in_training(model: Any, precision: Precision, by_autocast: bool, device: torch.device) -> Any:
+    """A model in float32, from now on on this device and computing as a training does (`checks.Arithmetic`)."""
+    model.to(device)
+    if by_autocast:
+        autocast(model, device, DTYPES[precision])
+        return model
+    for parameter in model.parameters():  # not the buffers: DeepSpeed leaves rotary frequencies in float32
+        parameter.data = parameter.data.to(DTYPES[precision])
+    return model
 
 
 def device_and_precision(device: str, precision: str) -> tuple[torch.device, Precision]:

@@ -1,7 +1,7 @@
 """DeepSpeed behind a few verbs: score, backward, step, and the state that a checkpoint holds.
 
 The only file that imports deepspeed. In: a model in float32 and settings. Out: an `Engine` of one ZeRO
-stage and precision; for it bf16 on a CPU is float32, as only the products of the forward have 16 bits there.
+stage and precision; autocast is float32 to it, as the products of the forward alone have 16 bits.
 `backward` accumulates (in float32, also where weights have 16 bits); `step` clips and updates. The ranks reduce
 their gradients once in `step` at stages 0 and 1, in every `backward` at 2 and 3, in float32 throughout. What
 DeepSpeed does otherwise than its documentation suggests is said where it matters here.
@@ -26,7 +26,7 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import logger as deepspeed_logger
 from torch import nn
 
-from reranker.checks import autocasts
+from reranker.checks import Arithmetic
 from reranker.config.common import Precision
 from reranker.config.training import OptimConfig, PrecisionConfig
 from reranker.data.collate import MicroBatch, PackedPairs, ghost
@@ -68,7 +68,7 @@ class Engine:
     """A model under DeepSpeed ZeRO.
 
     Args:
-        stage, precision: as resolved by `checks.resolve_precision`.
+        arithmetic: as resolved by `checks.resolve_precision`.
         offload: keep masters and moments in the machine's memory, and update them there.
         reduce_bucket_size: elements; None sizes it to the model.
     """
@@ -78,20 +78,20 @@ class Engine:
         model: nn.Module,
         *,
         optim: OptimConfig,
-        stage: int,
-        precision: Precision,
+        arithmetic: Arithmetic,
         scaling: PrecisionConfig,
         offload: bool,
         reduce_bucket_size: int | None,
         device: torch.device,
         timeout: float,
     ) -> None:
-        self.stage, self.precision, self.device, self._offload = stage, precision, device, offload
+        self.arithmetic, self.device, self._offload = arithmetic, device, offload
+        precision, by_autocast, stage = arithmetic
         if precision is Precision.fp16 and device.type == "cpu":
             assert scaling.fp16_on_cpu
             get_accelerator().is_fp16_supported = lambda: True
         kept = precision
-        if autocasts(precision, device.type):
+        if by_autocast:
             autocast(model, device, torch.bfloat16)
             kept = Precision.fp32
         parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -120,6 +120,14 @@ class Engine:
             # get_global_grad_norm() is None here; the clipping is the one place that knows the norm.
             self._engine.clip_fp32_gradients = self._clip_at_stage_0
         _set_timeouts(timeout)
+
+    @property
+    def stage(self) -> int:
+        return self.arithmetic.stage
+
+    @property
+    def precision(self) -> Precision:
+        return self.arithmetic.precision
 
     @property
     def module(self) -> nn.Module:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from reranker.checks import autocasts
 from reranker.config.common import BatchPolicy, Precision
 from reranker.model.cross_encoder import load_config
 from reranker.train.distributed import Ranks, device_name
@@ -60,7 +59,8 @@ def report(job: Job, ranks: Ranks) -> str:
     config, sources = job.config, job.data.sources
     model = load_config(config.model.name, config.model.revision)
     parameters, embedding = count_parameters(model)
-    kept = Precision.fp32 if autocasts(job.precision, ranks.device.type) else job.precision
+    # Autocast's copies of the matrices are in neither: they are less than what is counted too much for its activations.
+    kept = Precision.fp32 if job.arithmetic.autocast else job.precision
     states = state_bytes(parameters, kept, job.stage, ranks.world)
     host = [f"checkpoints {12.0 * parameters / ranks.world / GIB:.2f} GiB while one is written"]
     if config.deepspeed.offload:
@@ -82,7 +82,7 @@ def report(job: Job, ranks: Ranks) -> str:
     seen = min(config.train.epochs * job.data.positions, job.steps * batch.groups)
     rows = [
         ("devices", f"{ranks.world} x {device_name(ranks.device)}"),
-        ("precision", f"{job.precision.value}, ZeRO stage {job.stage}"),
+        ("precision", f"{job.arithmetic.told}, ZeRO stage {job.stage}"),
     ]
     for source, share in zip(sources, job.data.mixture.shares, strict=True):
         packed = f"{source.manifest.groups:,} groups in {len(source.manifest.shards)} shards"

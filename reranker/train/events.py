@@ -136,6 +136,7 @@ class RunEvents:
             "device": device_name(self._ranks.device),
             "stage": self._job.stage,
             "precision": self._job.precision.value,
+            "autocast": self._job.arithmetic.autocast,
             "packed": self._job.packed,
             "measured": self._measured,
             "identity": self._identity,

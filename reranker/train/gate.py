@@ -8,6 +8,7 @@ pass is decided by what an evaluation hands in (`evaluate.regression_gate`).
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 from collections.abc import Callable
@@ -90,7 +91,10 @@ def find_guards(job: Job, fresh: bool, ranks: Ranks) -> Guarded | None:
         # DeepSpeed has no fp16 on a CPU, and neither has anything else: only tests train so.
         forced = job.precision is Precision.fp16 and ranks.device.type == "cpu"
         precision = "auto" if forced else job.precision.value
-        base = job.guards.values_of(config.base, "gate.base", ranks, str(ranks.device), precision)
+        base = job.guards.values_of(
+            config.base, "gate.base", ranks, str(ranks.device), precision, by_autocast=job.arithmetic.autocast
+        )
+        gc.collect()  # a model under autocast refers to itself
     return Guarded(depends, base, kept)
 
 
@@ -120,7 +124,7 @@ def measure_base(
 
 
 def _measured(job: Job) -> str:
-    return f"in training, {job.precision.value}, {'packed' if job.packed else 'padded'}"
+    return f"in training, {job.arithmetic.told}, {'packed' if job.packed else 'padded'}"
 
 
 def _kept(path: Path, depends: dict[str, Any]) -> dict[str, list[float]] | None:

@@ -13,7 +13,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from reranker.checks import accumulation, cache_directory, loss_weights, resolve_precision
+from reranker.checks import Arithmetic, accumulation, cache_directory, loss_weights, resolve_precision
 from reranker.config.common import BadData, BatchPolicy, Precision, ShardCheck
 from reranker.config.training import LossConfig, TrainConfig
 from reranker.data.cache import ShardCache
@@ -42,8 +42,7 @@ class Job:
 
     config: TrainConfig
     data: DataSet
-    precision: Precision
-    stage: int
+    arithmetic: Arithmetic
     packed: bool
     evaluator: Any
     guards: Any
@@ -51,6 +50,14 @@ class Job:
     world: int
     tokens: int | None
     """Tokens of a micro-batch at most; None: yet to be measured."""
+
+    @property
+    def precision(self) -> Precision:
+        return self.arithmetic.precision
+
+    @property
+    def stage(self) -> int:
+        return self.arithmetic.stage
 
     @property
     def run_dir(self) -> Path:
@@ -88,9 +95,9 @@ def prepare(
     """Check data and model; (the job, what to tell the user). Raises UserError."""
     if config.batch.policy is BatchPolicy.fixed:
         accumulation(config.batch.groups, config.batch.per_gpu, ranks.world)
-    precision, stage, told = resolve_precision(
-        config.precision.name, ranks.device.type, config.deepspeed.stage, config.precision.fp16_on_cpu,
-        all(ranks.gather(multiplies_bf16())),
+    arithmetic, told = resolve_precision(
+        config.precision, ranks.device.type, config.deepspeed.stage,
+        config.precision.name is Precision.auto and all(ranks.gather(multiplies_bf16())),
     )  # fmt: skip
     hugging_face = load_tokenizer(config.model.name, config.model.revision)
     model = load_config(config.model.name, config.model.revision)
@@ -99,13 +106,13 @@ def prepare(
         raise UserError("data.max_length", str(config.data.max_length), f"at most the model's {limit} positions",
                         "lower it")  # fmt: skip
     packed, why = resolve_packing(
-        config.batch.packing.value, model, ranks.device, DTYPES[precision], dropout=config.model.dropout
+        config.batch.packing.value, model, ranks.device, DTYPES[arithmetic.precision], dropout=config.model.dropout
     )
     data = config.data
     tokenizer = PairTokenizer(hugging_face, Contract.of_settings(plain(data)), "data.")
     dev = evaluator(data.dev, tokenizer, examples=config.tracking.examples) if data.dev else None
     guards = guard_sets(config.gate) if config.gate.sets is not None else None
-    job = Job(config, open_data(config, tokenizer), precision, stage, packed, dev, guards, ranks.world,
+    job = Job(config, open_data(config, tokenizer), arithmetic, packed, dev, guards, ranks.world,
               None if config.batch.tokens == "auto" else config.batch.tokens)  # fmt: skip
     if Path(config.run_dir).exists() and not Path(config.run_dir).is_dir():
         raise UserError("run_dir", f"{config.run_dir}, which is a file", "a directory", "choose another one")

@@ -24,7 +24,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # our workers are the 
 import torch
 
 from reranker.checks import check_train
-from reranker.config.common import Artifacts, BatchPolicy, LabelLoss
+from reranker.config.common import Artifacts, BatchPolicy, LabelLoss, Precision
 from reranker.config.training import TrainConfig
 from reranker.errors import UserError
 from reranker.files import write_json
@@ -34,7 +34,7 @@ from reranker.train import estimate, loop
 from reranker.train.artifacts import artifacts
 from reranker.train.capacity import measured_tokens
 from reranker.train.checkpoint import checkpoint_directories
-from reranker.train.distributed import Ranks, device_name, join, leave
+from reranker.train.distributed import Ranks, device_name, join, leave, multiplies_bf16
 from reranker.train.flops import model_flops
 from reranker.train.gate import find_guards, measure_base
 from reranker.train.guards import Health
@@ -74,12 +74,19 @@ def train(
             keep_freed_memory()
         try:
             job, told = ranks.together(lambda: prepare(config, ranks, evaluator, guard_sets))
-            return train_with(ranks, job, told, stop, export)
+            return train_with(ranks, job, [*told, *slow(job, ranks)], stop, export)
         finally:
             if "reranker.train.engine" in sys.modules:
                 sys.modules["reranker.train.engine"].forget_groups()
             leave()
             end_workers()
+
+
+def slow(job: Job, ranks: Ranks) -> list[str]:
+    """What to tell of a precision that the processors are slow in. A collective call."""
+    if all(ranks.gather(ranks.device.type == "cuda" or job.precision is not Precision.bf16 or multiplies_bf16())):
+        return []
+    return ["precision=bf16: not every rank's processor has its products, so that fp32 is much faster"]
 
 
 def end_workers() -> None:
@@ -207,8 +214,7 @@ def train_job(
             engine = Engine(
                 model,
                 optim=config.optim,
-                stage=job.stage,
-                precision=job.precision,
+                arithmetic=job.arithmetic,
                 scaling=config.precision,
                 offload=config.deepspeed.offload,
                 reduce_bucket_size=config.deepspeed.reduce_bucket_size,

@@ -162,7 +162,7 @@ def _model(replay: Replay) -> Any:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if job.packed:
         pack(model)
-    return as_in_training(model, job.precision, replay.device).train()
+    return as_in_training(model, job.precision, job.arithmetic.autocast, replay.device).train()
 
 
 def _loss_scale(replay: Replay) -> float:

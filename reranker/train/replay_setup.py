@@ -163,6 +163,8 @@ def _adapted(
         precision = Precision.fp32
         notes.append("precision: fp32 on a CPU instead of the run's fp16 on a GPU, and dropout draws other numbers")
     settings.precision.name, settings.deepspeed.stage = precision, state["stage"]
+    # As the run had it, on another device as well; where its state does not say, autocast was not known yet.
+    settings.precision.autocast = state.get("autocast", False)
     settings.batch.packing = Packing.auto if state.get("packed") else Packing.padded
     settings.data.dev = settings.gate.sets = None  # what selects checkpoints has no part in a step
     initial = path.resolve().parent.parent / INITIAL

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
+from reranker.checks import Arithmetic
 from reranker.config.common import Device, Precision
 from reranker.config.training import OptimConfig, PrecisionConfig
 from reranker.data.collate import MicroBatch
@@ -94,8 +95,8 @@ def plain(model: Any, precision: str, device: torch.device) -> Step:
 
 def ours(model: Any, precision: str, device: torch.device) -> Step:
     engine = Engine(
-        model, optim=OptimConfig(lr=LR, weight_decay=WEIGHT_DECAY, max_grad_norm=CLIP), stage=1,
-        precision=Precision[precision], scaling=PrecisionConfig(), offload=False, reduce_bucket_size=None,
+        model, optim=OptimConfig(lr=LR, weight_decay=WEIGHT_DECAY, max_grad_norm=CLIP),
+        arithmetic=Arithmetic(Precision[precision], precision == "bf16" and device.type == "cpu", 1), scaling=PrecisionConfig(), offload=False, reduce_bucket_size=None,
         device=device, timeout=600.0,
     )  # fmt: skip
     engine.train()

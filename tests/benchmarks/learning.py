@@ -39,7 +39,7 @@ def main() -> None:
     settings = {"steps": "50", "precision": "fp32", "sample": "600", "threads": "2", "arms": "*",
                 **command_line(sys.argv[1:])}  # fmt: skip
     work, demo = Path(settings["work"]).resolve(), Path(settings["demo"]).resolve()
-    prepare(demo, work, int(settings["steps"]))
+    prepare(demo, work, int(settings["steps"]), settings["precision"])
     measured = Measured(work / "measured.jsonl")
     patterns = settings["arms"].split(",")
     chosen = [arm for arm in ARMS if any(fnmatch.fnmatch(arm.name, pattern) for pattern in patterns)]

@@ -34,9 +34,9 @@ RANDOM_WARMUP = 0.1
 """Share of the steps in which negatives are random."""
 
 
-def prepare(demo: Path, work: Path, steps: int) -> None:
+def prepare(demo: Path, work: Path, steps: int, precision: str) -> None:
     """Write the inputs of `steps` optimizer steps from the directory of a demo; nothing where they are there already."""
-    asked = {"demo": str(demo), "steps": steps}
+    asked = {"demo": str(demo), "steps": steps, "precision": precision}
     done = work / "inputs.json"
     if done.exists():
         if (known := json.loads(done.read_text("utf-8"))["asked"]) != asked:

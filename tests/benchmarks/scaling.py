@@ -33,7 +33,7 @@ def computed(
 ) -> dict[str, Any]:
     """The figures of `world` ranks, where one needs `seconds` for a step in micro-batches of `tokens` tokens."""
     parameters = parameter_count(work)
-    sent = (2 * 4 + (4 if precision == "fp32" else 2)) * parameters * (world - 1) / world
+    sent = (2 * 4 + (4 if precision == "fp32" or device == "cpu" else 2)) * parameters * (world - 1) / world
     bandwidth = BANDWIDTH[device][world]
     share = busiest(work, tokens, precision, device, world, steps)
     strong, weak = seconds * share + sent / bandwidth, seconds + sent / bandwidth

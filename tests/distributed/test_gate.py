@@ -125,6 +125,17 @@ def test_one_rank_comes_to_the_same_verdicts_as_two(trained: Path, inputs: Input
     assert kept[0] == kept[1]
 
 
+def test_another_base_is_measured_as_the_model_in_training_is(inputs: Inputs, old: Path, tmp_path: Path) -> None:
+    """The same model as the base, loaded beside the engine: what is lost is not lost to another rounding."""
+    found = []
+    for name, base in (("own", "null"), ("other", inputs.model)):
+        values = {"gate.base": base, "precision": "bf16", "train.max_steps": 2, "gate.action": "mark"}
+        train(1, overrides(inputs, old, tmp_path / name, **values))
+        found.append(json.loads((tmp_path / name / "gate_base.json").read_text()))
+    assert found[0]["values"] == found[1]["values"]
+    assert [one["depends"]["measured"] for one in found] == ["in training, bf16 by autocast, packed"] * 2
+
+
 def test_where_none_passes_there_is_no_model_and_all_else_stays(
     trained: Path, inputs: Inputs, old: Path, tmp_path: Path
 ) -> None:

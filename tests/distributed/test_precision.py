@@ -1,4 +1,4 @@
-"""Sixteen bits: bf16 and fp16 train as fp32 does, and fp16's loss scaler does what it promises.
+"""Sixteen bits, of weights or of products alone, train as fp32 does, and fp16's loss scaler does what it promises.
 
 fp16 runs on the CPU here, which DeepSpeed is told to allow: slow, but the scaler and its collectives are real.
 """
@@ -34,6 +34,11 @@ def fp16(**more: Any) -> dict[str, Any]:
     return settings(**{"precision": "fp16", "precision.fp16_on_cpu": "true", **more})
 
 
+def bf16(autocast: bool, **more: Any) -> dict[str, Any]:
+    """Without autocast weights have 16 bits, as on a GPU."""
+    return settings(**{"precision": "bf16", "precision.autocast": str(autocast).lower(), **more})
+
+
 def column(run_dir: Path, name: str) -> list[Any]:
     return [record[name] for record in records(run_dir)]
 
@@ -51,25 +56,28 @@ def in_fp32(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> list[fl
     return column(path, "train/loss")
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    ("stage", "autocast"), [(1, False), (2, False), (3, False), (0, True), (1, True), (2, True), (3, True)]
+)
 def test_bf16_follows_fp32_within_its_rounding(
-    inputs: Inputs, in_fp32: list[float], tmp_path: Path, stage: int
+    inputs: Inputs, in_fp32: list[float], tmp_path: Path, stage: int, autocast: bool
 ) -> None:
-    train(2, inputs.overrides(tmp_path / "run", precision="bf16", deepspeed=f"zero{stage}", **settings()))
+    train(2, inputs.overrides(tmp_path / "run", deepspeed=f"zero{stage}", **bf16(autocast)))
     losses = torch.tensor(column(tmp_path / "run", "train/loss"))
     expected = torch.tensor(in_fp32)
     assert losses[-3:].mean() < losses[:3].mean() - 0.01
     distance = (losses - expected).abs().max()
     assert 0 < distance <= DISTANCE
-    # The whole state is kept in float32: a learning rate of 1e-3 would be lost in bf16 weights.
-    assert saved_state(tmp_path / "run")["precision"] == "bf16"
+    # The whole state is kept in float32 either way: a learning rate of 1e-3 would be lost in bf16 weights.
+    state = saved_state(tmp_path / "run")
+    assert (state["precision"], state["autocast"], state["stage"]) == ("bf16", autocast, stage)
 
 
 def test_sixteen_bits_at_stage_0_become_stage_1_and_say_so(inputs: Inputs, tmp_path: Path) -> None:
     for stage in ("zero0", "zero1"):
-        values = fp16(**{"deepspeed": stage, "train.max_steps": 5, "precision.initial_scale_power": 10})
+        values = bf16(False, **{"deepspeed": stage, "train.max_steps": 5})
         first, second = train(2, inputs.overrides(tmp_path / stage, **values))
-        told = "deepspeed=zero0 trains wrongly in fp16: ZeRO stage 1 is used instead\n"
+        told = "deepspeed=zero0 trains wrongly in bf16: ZeRO stage 1 is used instead\n"
         assert (told in first.err) == (stage == "zero0")
         assert told not in second.err
         assert saved_state(tmp_path / stage)["stage"] == 1
@@ -100,12 +108,12 @@ def test_fp16_follows_fp32_at_a_scale_that_fits(
     assert 0 < (losses - expected).abs().max() <= DISTANCE
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "autocast"])
 def test_fp16_and_bf16_follow_fp32_in_chunks(
     inputs: Inputs, in_fp32: list[float], tmp_path: Path, precision: str
 ) -> None:
-    scale = {"precision.initial_scale_power": 10} if precision == "fp16" else {}
-    values = fp16(**scale) | {"precision": precision, "batch.packing": "padded"}
+    values = fp16(**{"precision.initial_scale_power": 10}) if precision == "fp16" else bf16(precision == "autocast")
+    values |= {"batch.packing": "padded"}
     train(2, inputs.overrides(tmp_path / "run", deepspeed="zero1", **values, **{"batch.chunk_tokens": 100}))
     losses, expected = torch.tensor(column(tmp_path / "run", "train/loss")), torch.tensor(in_fp32)
     assert column(tmp_path / "run", "train/skipped") == [0] * STEPS
@@ -167,20 +175,26 @@ def test_fp16_resumes_with_the_scaler_as_it_was(inputs: Inputs, tmp_path: Path, 
     assert saved_state(resumed)["updates"] == saved_state(whole)["updates"]
 
 
-@pytest.mark.parametrize(("before", "now"), [("bf16", "fp32"), ("fp32", "bf16")])
+@pytest.mark.parametrize(("before", "now"), [("bf16", "fp32"), ("fp32", "bf16"), ("bf16", "weights")])
 def test_a_training_goes_on_in_another_precision_and_says_so(
     inputs: Inputs, in_fp32: list[float], tmp_path: Path, before: str, now: str
 ) -> None:
     """As precision=auto does on a processor that has, or lacks, products in bf16."""
-    values, run_dir = settings(**{"train.save_every": STEPS // 2}), tmp_path / "run"
-    train(2, inputs.overrides(run_dir, precision=before, deepspeed="zero1", **values))
+    run_dir = tmp_path / "run"
+    told = {"bf16": "bf16 by autocast", "fp32": "fp32", "weights": "bf16"}
+
+    def values(kind: str) -> dict[str, Any]:
+        found = settings(precision="fp32") if kind == "fp32" else bf16(kind == "bf16")
+        return found | {"deepspeed": "zero1", "train.save_every": STEPS // 2}
+
+    train(2, inputs.overrides(run_dir, **values(before)))
     newest_path, _ = newest(run_dir)
     assert newest_path is not None
     shutil.rmtree(newest_path)
     shutil.rmtree(run_dir / "model")
-    ranks = train(2, inputs.overrides(run_dir, precision=now, deepspeed="zero1", **values))
-    assert f"precision: {now} from here on, and was {before}\n" in ranks[0].err
+    ranks = train(2, inputs.overrides(run_dir, **values(now)))
+    assert f"precision: {told[now]} from here on, and was {told[before]}\n" in ranks[0].err
     assert f"resuming behind step {STEPS // 2}\n" in ranks[0].err
-    assert saved_state(run_dir)["precision"] == now
+    assert saved_state(run_dir)["precision"] == ("fp32" if now == "fp32" else "bf16")
     losses = torch.tensor(column(run_dir, "train/loss"))
     assert (losses - torch.tensor(in_fp32)).abs().max() <= DISTANCE

@@ -89,12 +89,16 @@ def rewound(source: Path, target: Path, step: int) -> Path:
         ("zero1", "bf16"),
         ("zero2", "bf16"),
         ("zero3", "bf16"),
+        ("zero0", "bf16 by autocast"),
+        ("zero2", "bf16 by autocast"),
     ],
 )
 def test_resume_of_a_killed_training_is_bitwise_the_uninterrupted_one(
     inputs: Inputs, tmp_path: Path, stage: str, precision: str
 ) -> None:
-    values = settings(deepspeed=stage, precision=precision) | {"model.dropout": 0.1, "data.workers": 2}
+    name, _, autocast = precision.partition(" by ")
+    values = settings(deepspeed=stage, precision=name) | {"model.dropout": 0.1, "data.workers": 2}
+    values["precision.autocast"] = str(bool(autocast)).lower()
     train(2, inputs.overrides(tmp_path / "whole", **values))
 
     run = tmp_path / "killed"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import typing
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from reranker.checks import accumulation, check_train, resolve_precision
 from reranker.config import COMMANDS
 from reranker.config.common import BatchPolicy, LabelLoss, Precision
-from reranker.config.training import TrainConfig
+from reranker.config.training import PrecisionConfig, TrainConfig
 from reranker.describe import describe, field_docs
 from reranker.errors import UserError
 
@@ -197,44 +198,50 @@ def test_chunks_want_a_number_of_tokens_for_a_micro_batch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("requested", "device", "stage", "precision", "used_stage", "told"),
+    ("requested", "device", "stage", "found", "told"),
     [
-        ("auto", "cuda", 2, "fp16", 2, 0),
-        ("auto", "cuda", 0, "fp16", 1, 1),
-        ("auto", "cpu", 2, "fp32", 2, 1),
-        ("auto", "cpu", 0, "fp32", 0, 1),
-        ("fp32", "cuda", 0, "fp32", 0, 0),
-        ("fp32", "cpu", 3, "fp32", 3, 0),
-        ("bf16", "cpu", 1, "bf16", 1, 1),
-        ("bf16", "cpu", 0, "bf16", 0, 1),
-        ("bf16", "cuda", 0, "bf16", 1, 1),
-        ("fp16", "cuda", 3, "fp16", 3, 0),
+        ("auto", "cuda", 2, ("fp16", False, 2), 0),
+        ("auto", "cuda", 0, ("fp16", False, 1), 1),
+        ("auto", "cpu", 2, ("fp32", False, 2), 1),
+        ("auto", "cpu", 0, ("fp32", False, 0), 1),
+        ("fp32", "cuda", 0, ("fp32", False, 0), 0),
+        ("fp32", "cpu", 3, ("fp32", False, 3), 0),
+        ("bf16", "cpu", 1, ("bf16", True, 1), 0),
+        ("bf16", "cpu", 0, ("bf16", True, 0), 0),
+        ("bf16", "cuda", 0, ("bf16", False, 1), 1),
+        ("bf16", "cuda", 3, ("bf16", False, 3), 0),
+        ("fp16", "cuda", 3, ("fp16", False, 3), 0),
     ],
 )
 def test_the_precision_follows_the_device_and_16_bit_weights_never_train_at_stage_0(
-    requested: str, device: str, stage: int, precision: str, used_stage: int, told: int
+    requested: str, device: str, stage: int, found: tuple[str, bool, int], told: int
 ) -> None:
-    answer = resolve_precision(Precision(requested), device, stage, fp16_on_cpu=False)
-    assert answer[:2] == (Precision(precision), used_stage)
-    assert len(answer[2]) == told
+    arithmetic, lines = resolve_precision(PrecisionConfig(name=Precision(requested)), device, stage)
+    assert arithmetic == (Precision(found[0]), *found[1:])
+    assert len(lines) == told
+
+
+def test_autocast_is_a_choice_of_bf16_alone() -> None:
+    asked = {choice: PrecisionConfig(name=Precision.bf16, autocast=choice) for choice in (True, False)}
+    assert resolve_precision(asked[True], "cuda", 0) == ((Precision.bf16, True, 0), [])
+    assert resolve_precision(asked[False], "cpu", 2) == ((Precision.bf16, False, 2), [])
+    for name in (Precision.auto, Precision.fp16, Precision.fp32):
+        with pytest.raises(UserError, match=r"precision.autocast: found true in fp.., expected bf16, whose range"):
+            resolve_precision(PrecisionConfig(name=name, autocast=True), "cuda", 1)
 
 
 def test_auto_is_bf16_on_a_cpu_that_has_its_products() -> None:
-    precision, stage, told = resolve_precision(Precision.auto, "cpu", 2, fp16_on_cpu=False, bf16_processor=True)
-    assert (precision, stage) == (Precision.bf16, 2)
+    auto = PrecisionConfig()
+    arithmetic, told = resolve_precision(auto, "cpu", 2, bf16_processor=True)
+    assert arithmetic == (Precision.bf16, True, 2)
     assert told == ["precision=auto: no GPU found, training in bf16, whose products this processor has"]
-    assert resolve_precision(Precision.bf16, "cpu", 0, fp16_on_cpu=False, bf16_processor=True) == (
-        Precision.bf16,
-        0,
-        [],
-    )
-    slow = "precision=bf16: not every rank's processor has its products, so that fp32 is much faster"
-    assert resolve_precision(Precision.bf16, "cpu", 2, fp16_on_cpu=False) == (Precision.bf16, 2, [slow])
-    assert resolve_precision(Precision.auto, "cuda", 2, fp16_on_cpu=False, bf16_processor=True)[0] is Precision.fp16
-    assert resolve_precision(Precision.fp32, "cpu", 2, fp16_on_cpu=False, bf16_processor=True)[0] is Precision.fp32
+    assert resolve_precision(auto, "cuda", 2, bf16_processor=True)[0].precision is Precision.fp16
+    fp32 = PrecisionConfig(name=Precision.fp32)
+    assert resolve_precision(fp32, "cpu", 2, bf16_processor=True)[0].precision is Precision.fp32
 
 
 def test_fp16_on_a_cpu_is_refused_unless_it_is_forced() -> None:
+    fp16 = PrecisionConfig(name=Precision.fp16)
     with pytest.raises(UserError, match="precision: found fp16 on a CPU, expected fp32, bf16 or auto"):
-        resolve_precision(Precision.fp16, "cpu", 2, fp16_on_cpu=False)
-    assert resolve_precision(Precision.fp16, "cpu", 2, fp16_on_cpu=True) == (Precision.fp16, 2, [])
+        resolve_precision(fp16, "cpu", 2)
+    assert resolve_precision(replace(fp16, fp16_on_cpu=True), "cpu", 2) == ((Precision.fp16, False, 2), [])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from reranker.checks import Arithmetic
 from reranker.config.common import BatchPolicy, Precision
 from reranker.config.training import TrainConfig
 from reranker.data.choose import Choice
@@ -21,12 +22,13 @@ from reranker.train.estimate import GIB, activation_bytes, count_parameters, rep
 from reranker.train.job import Job
 from tests.tiny import tiny_model
 
+PLAIN = Arithmetic(Precision.fp32, False, 1)
+
 
 def job(
     config: TrainConfig,
     sizes: list[list[int]],
-    precision: Precision = Precision.fp32,
-    stage: int = 1,
+    arithmetic: Arithmetic = PLAIN,
     world: int = 1,
     weights: list[float] | None = None,
 ) -> Job:
@@ -39,7 +41,7 @@ def job(
     tokenizer = PairTokenizer(load_tokenizer(config.model.name, None), Contract())
     data = DataSet(sources, tokenizer, Choice(config.data.group_size), 42, 64, 1)
     tokens = None if config.batch.tokens == "auto" else config.batch.tokens
-    return Job(config, data, precision, stage, True, None, None, world, tokens)
+    return Job(config, data, arithmetic, True, None, None, world, tokens)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +106,10 @@ def test_the_report_tells_the_batch_arithmetic_the_steps_and_the_sizes(model: Pa
     config = TrainConfig()
     config.model.name = str(model)
     config.batch.groups, config.batch.per_gpu, config.train.epochs, config.data.max_length = 24, 2, 3, 64
-    text = report(job(config, [[1000, 234]], Precision.fp32, 2, world=4), Ranks(0, 4, torch.device("cpu"), None))
+    text = report(
+        job(config, [[1000, 234]], Arithmetic(Precision.fp32, False, 2), world=4),
+        Ranks(0, 4, torch.device("cpu"), None),
+    )
     parameters, embedding = count_parameters(AutoConfig.from_pretrained(model))
     states = state_bytes(parameters, Precision.fp32, 2, 4)
     rows = {line[2:18].strip(): line[19:] for line in text.splitlines()[1:] if line[2] != " "}
@@ -120,6 +125,10 @@ def test_the_report_tells_the_batch_arithmetic_the_steps_and_the_sizes(model: Pa
         "memory per rank": ", ".join(f"{name} {size / GIB:.2f} GiB" for name, size in states.items()),
     }
     assert "(6 pairs of 64 tokens)" in text
+
+    by_autocast = job(config, [[1000, 234]], Arithmetic(Precision.bf16, True, 2), world=4)
+    again = report(by_autocast, Ranks(0, 4, torch.device("cpu"), None))
+    assert again == text.replace("fp32, ZeRO", "bf16 by autocast, ZeRO"), "weights, gradients and masters are float32's"
 
 
 def test_a_training_cut_short_is_reported_with_the_groups_that_it_sees(model: Path) -> None:
