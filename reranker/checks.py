@@ -255,7 +255,12 @@ class Arithmetic(NamedTuple):
 
     @property
     def told(self) -> str:
-        return f"{self.precision.value} by autocast" if self.autocast else self.precision.value
+        return told_precision(self.precision.value, self.autocast)
+
+
+def told_precision(precision: str, autocast: bool) -> str:
+    """What a user is told of the precision of a training."""
+    return f"{precision} (autocast)" if autocast else precision
 
 
 def resolve_precision(

@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 
+from reranker.checks import told_precision
 from reranker.config.common import Device, Precision
 from reranker.config.models import ExportConfig
 from reranker.config.regression_gate import ExportGateConfig
@@ -246,7 +247,7 @@ def _facts(
         epoch=state.get("epoch"),
         groups_seen=state.get("groups_seen"),
         world=state.get("world"),
-        precision=state.get("precision"),
+        precision=told_precision(state["precision"], state.get("autocast", False)) if "precision" in state else None,
         packed=state.get("packed"),
         measured_tokens=(state.get("measured") or {}).get("tokens"),
         device=state.get("device"),

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reranker.checks import ACCEPTABLE, Arithmetic
-from reranker.config.common import Precision
+from reranker.checks import ACCEPTABLE, told_precision
 from reranker.config.training import TrainConfig
 from reranker.data.plan import SCHEMA, Cursor, steps_taken
 from reranker.errors import UserError, shorten
@@ -140,11 +139,10 @@ def load(begun: Begun, engine: Any, ranks: Ranks, packed: bool) -> None:
         print(f"batch.packing: {'packed' if packed else 'padded'} from here on, which {begun.path.name} was not: "
               "packed, attention dropout is 0", file=sys.stderr)  # fmt: skip
     if "precision" in begun.state and ranks.first:
-        state, now = begun.state, engine.arithmetic
-        before = Arithmetic(Precision(state["precision"]), state.get("autocast", False), state["stage"])
-        if before.told != now.told:
+        before = told_precision(begun.state["precision"], begun.state.get("autocast", False))
+        if before != (now := engine.arithmetic.told):
             # precision=auto means another one on another machine; masters and moments are float32 in all of them.
-            print(f"precision: {now.told} from here on, and was {before.told}", file=sys.stderr)
+            print(f"precision: {now} from here on, and was {before}", file=sys.stderr)
     engine.load(pieces.read, begun.state["updates"])
     engine.load_scaler(begun.state["scaler"])
     if ranks.first:

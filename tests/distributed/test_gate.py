@@ -139,7 +139,7 @@ def test_another_base_is_measured_as_the_model_in_training_is(inputs: Inputs, ol
         train(1, overrides(inputs, old, tmp_path / name, **values))
         found.append(json.loads((tmp_path / name / "gate_base.json").read_text()))
     assert found[0]["values"] == found[1]["values"]
-    assert [one["depends"]["measured"] for one in found] == ["in training, bf16 by autocast, packed"] * 2
+    assert [one["depends"]["measured"] for one in found] == ["in training, bf16 (autocast), packed"] * 2
 
 
 def test_where_none_passes_there_is_no_model_and_all_else_stays(

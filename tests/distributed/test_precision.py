@@ -181,7 +181,7 @@ def test_a_training_goes_on_in_another_precision_and_says_so(
 ) -> None:
     """As precision=auto does on a processor that has, or lacks, products in bf16."""
     run_dir = tmp_path / "run"
-    told = {"bf16": "bf16 by autocast", "fp32": "fp32", "weights": "bf16"}
+    told = {"bf16": "bf16 (autocast)", "fp32": "fp32", "weights": "bf16"}
 
     def values(kind: str) -> dict[str, Any]:
         found = settings(precision="fp32") if kind == "fp32" else bf16(kind == "bf16")

@@ -128,7 +128,7 @@ def test_the_report_tells_the_batch_arithmetic_the_steps_and_the_sizes(model: Pa
 
     by_autocast = job(config, [[1000, 234]], Arithmetic(Precision.bf16, True, 2), world=4)
     again = report(by_autocast, Ranks(0, 4, torch.device("cpu"), None))
-    assert again == text.replace("fp32, ZeRO", "bf16 by autocast, ZeRO"), "weights, gradients and masters are float32's"
+    assert again == text.replace("fp32, ZeRO", "bf16 (autocast), ZeRO"), "weights, gradients and masters are float32's"
 
 
 def test_a_training_cut_short_is_reported_with_the_groups_that_it_sees(model: Path) -> None:

@@ -324,7 +324,7 @@ def test_a_run_is_exported_with_what_it_knows_of_itself(
     assert "| learning rate | 5e-06 |" in card
     assert "| dev MRR | 0.8125 |" in card
     assert "| steps of this checkpoint | 120 |" in card
-    assert "| precision | bf16 |" in card, "what the run used, not the `auto` that was asked for"
+    assert "| precision | bf16 (autocast) |" in card, "what the run used, not the `auto` that was asked for"
     assert "This card has no evaluation of exactly these weights" in card
     last = export_run(run, "last", tmp_path / "last")
     assert (plain_scores(last, SHORT) - plain_scores(output, SHORT)).abs().max() > 1e-3
@@ -654,7 +654,8 @@ def make_run(run: Path, base: Path, weights: dict[str, torch.Tensor]) -> Path:
     run.mkdir(parents=True)
     (run / "config.json").write_text(json.dumps(settings, default=lambda member: member.name))
     shutil.copytree(base, run / "initial")
-    state = {"best": {"checkpoint": checkpoint.name_of(120)}, "metrics": {"eval/mrr": 0.8125}, "precision": "bf16"}
+    state = {"best": {"checkpoint": checkpoint.name_of(120)}, "metrics": {"eval/mrr": 0.8125},
+             "precision": "bf16", "autocast": True}  # fmt: skip
     for step, scale in ((120, 1.0), (240, 0.5)):
         fragments = [Fragment(name, MASTER, tuple(tensor.shape), 0, tensor.flatten() * scale)
                      for name, tensor in weights.items()]  # fmt: skip
