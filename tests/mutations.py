@@ -205,6 +205,16 @@ MUTATIONS = [
         "tests/distributed/test_parity.py::test_bf16_on_a_cpu_is_autocast_of_plain_pytorch",
     ),
     Mutation(
+        "the optimizer is not offloaded", "train/deepspeed_config.py",
+        "    if offload:\n", "    if False:\n",
+        "tests/unit/test_deepspeed_config.py::test_offload_keeps_the_optimizer_in_the_machines_memory",
+    ),
+    Mutation(
+        "a trimmed model forgets that it failed its gate", "export/trim.py",
+        "if (verdict := Path(config.model) / GATE).is_file():", "if (verdict := Path(config.model) / GATE).is_dir():",
+        "tests/unit/test_trim.py::test_a_trimmed_model_keeps_type_contract_and_card_and_tells_of_itself",
+    ),
+    Mutation(
         "under autocast attention is in 16 bits", "model/unpad.py",
         'with torch.autocast("cpu", enabled=False):', 'with torch.autocast("cpu", torch.bfloat16):',
         "tests/unit/test_unpad.py::test_under_autocast_packing_is_as_exact_as_padding",

@@ -27,7 +27,7 @@ class EvaluateConfig:
     systems: Any = field(default=None, metadata={"kind": "mapping or yaml file, or null"})
     """Other rows: {NAME: {kind: reranker|sentence_transformers|flagembedding|cohere|onnx, model: ..., ...}}"""
     output: Optional[str] = None
-    """Directory for table.json, table.md and table.png; null: the table is printed only"""
+    """Directory for report.html, the table (.json, .md, .png), details and all queries; null: it is printed only"""
     depth: int = 20
     """Passages of the first stage that are reranked"""
     depths: list[int] = field(default_factory=list)

@@ -20,6 +20,7 @@ from reranker.data.tokenize import Contract, PairTokenizer
 from reranker.errors import UserError
 from reranker.evaluate.metrics import METRICS
 from reranker.export import gate
+from reranker.export.card_edit import ONNX, with_size, without_section
 from reranker.export.card_words import LANGUAGES, Words
 from reranker.export.directory import check_output
 from reranker.export.huggingface import export_weights
@@ -60,7 +61,7 @@ def soup_command(config: SoupConfig) -> int:
         gate.refuse(chosen.verdict, what.rstrip(", "), "try smaller alphas, or say gate.action=mark to write this one, "
                     "with a card that says so")  # fmt: skip
     weights = interpolated(first, second, chosen.alpha)
-    text = _card(config, chosen, told)
+    text = _card(config, chosen, told, sum(tensor.numel() for tensor in weights.values()))
     export_weights(weights, Path(config.tuned), Path(config.output), contract, lambda *_: text, config.dtype,
                    tried=lambda written: chosen.verdict)  # fmt: skip
     print(f"wrote {config.output} with alpha {chosen.alpha:g}")
@@ -103,17 +104,17 @@ def _check_same(config: SoupConfig, base: Weights, tuned: Weights) -> None:
                             "name the model that it was tuned from")  # fmt: skip
 
 
-def _card(config: SoupConfig, chosen: Tasted, told: str) -> str:
-    """The tuned model's card, with what was mixed before its sections: its own gate was another model's."""
+def _card(config: SoupConfig, chosen: Tasted, told: str, parameters: int) -> str:
+    """The tuned model's card, with what was mixed before its sections: its own gate, and its ONNX, were another's."""
     readme = Path(config.tuned) / "README.md"
     text = (
         readme.read_text("utf-8", errors="replace").rstrip("\n") + "\n"
         if readme.is_file()
         else f"# {Path(config.output).name}\n"
     )
-    for language in LANGUAGES:
-        own = re.escape(f"## {Words(language)('gate.title')}")
-        text = re.sub(rf"^{own}\n.*?(?=^##? |\Z)", "", text, flags=re.MULTILINE | re.DOTALL)
+    for title in (ONNX, *(Words(language)("gate.title") for language in LANGUAGES)):
+        text = without_section(text, title)
+    text = with_size(text, parameters, parameters, config.dtype)
     alpha = chosen.alpha
     how = f" It was chosen by {config.metric} on dev groups" if config.dev else ""
     among = " among those that pass the gate below" if how and chosen.verdict and chosen.passed else ""

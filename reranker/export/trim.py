@@ -12,6 +12,7 @@ The fast tokenizer is written alone: a sentencepiece.bpe.model or vocab.txt besi
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from reranker.checks import check_at_least
 from reranker.config.trimming import TrimConfig
 from reranker.data.tokenize import Contract
 from reranker.errors import UserError
+from reranker.evaluate.regression_gate import FILE as GATE
 from reranker.export.directory import check_output, finish, save
 from reranker.export.trim_corpus import compare, count
 from reranker.export.trim_report import Trimmed, card, table
@@ -95,6 +97,8 @@ def trim(config: TrimConfig) -> Trimmed:
         trimmed = Trimmed(config.model, list(config.languages), config.min_frequency, asdict(before), asdict(after),
                           same, unseen, len(pairs), difference)  # fmt: skip
         write_json(staging / REPORT, asdict(trimmed))
+        if (verdict := Path(config.model) / GATE).is_file():
+            shutil.copyfile(verdict, staging / GATE)  # what loses too much is not mended by fewer pieces
         write_text(staging / "README.md", card(trimmed, Path(config.model) / "README.md", output.name))
         finish(staging)
     return trimmed

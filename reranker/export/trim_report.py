@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from reranker.export.card_edit import ONNX, with_size, without_section
 from reranker.export.trim_corpus import Compared
 
 
@@ -45,11 +46,17 @@ def table(trimmed: Trimmed) -> str:
 
 
 def card(trimmed: Trimmed, original: Path, name: str) -> str:
-    """The original's card, where it lies in a directory, or a short one; with a section on what was cut."""
+    """The original's card, where it lies in a directory, or a short one; with a section on what was cut.
+
+    Of an original in ONNX nothing is said any more, as that is not cut.
+    """
     if original.is_file():
-        text = original.read_text("utf-8", errors="replace").rstrip("\n")
+        text = without_section(original.read_text("utf-8", errors="replace"), ONNX).rstrip("\n")
+        text = with_size(text, trimmed.before["parameters"], trimmed.after["parameters"])
     else:
-        text = f"---\nlibrary_name: transformers\nbase_model:\n- {trimmed.model}\n---\n\n# {name}"
+        # A path of this machine is nobody's model on the hub.
+        base = "" if Path(trimmed.model).exists() else f"base_model:\n- {trimmed.model}\n"
+        text = f"---\nlibrary_name: transformers\n{base}---\n\n# {name}"
     languages = f" (languages: {', '.join(trimmed.languages)})" if trimmed.languages else ""
     return f"""{text}
 

@@ -9,6 +9,7 @@ import json
 from dataclasses import asdict
 
 from reranker.data.tokenize import Contract
+from reranker.export.card_edit import ONNX
 from reranker.export.card_words import Words
 from reranker.export.onnx import FILE
 from reranker.export.quantize import INT8_FILE, Agreement
@@ -105,7 +106,7 @@ def _onnx(int8: Agreement | None, say: Words) -> str:
         whole = f" {say('usage.int8_whole', whole=int8.whole)}" if int8.whole else ""
         quantised = f"\n{say('usage.int8', file=INT8_FILE, agreement=told)}{whole}\n"
     return f"""
-### ONNX Runtime
+### {ONNX}
 
 {say("usage.onnx", file=FILE)}
 

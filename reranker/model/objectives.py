@@ -84,7 +84,7 @@ def plistmle(scores_GP: torch.Tensor, worth_GP: torch.Tensor, present_GP: torch.
 
 
 def mse(scores_GP: torch.Tensor, worth_GP: torch.Tensor, present_GP: torch.Tensor) -> torch.Tensor:
-    """Mean over passages of (score - teacher's score)^2."""
+    """Mean over passages of (score - teacher's score)^2: regression, as Cossock and Zhang (2006) of grades."""
     return _mean((scores_GP - worth_GP).square(), present_GP)
 
 

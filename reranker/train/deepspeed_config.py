@@ -8,6 +8,11 @@ from reranker.config.common import Precision
 from reranker.config.training import PrecisionConfig
 
 
+def bucket_size(parameters: int) -> int:
+    """Elements of a gradient bucket: four to a model, as DeepSpeed's own 5e8 are allocated for the smallest as well."""
+    return max(1_000_000, min(500_000_000, parameters // 4))
+
+
 def deepspeed_config(
     stage: int, precision: Precision, scaling: PrecisionConfig, clip: float, bucket: int, offload: bool, pinned: bool
 ) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from reranker.config.training import OptimConfig, PrecisionConfig
 from reranker.data.collate import MicroBatch, PackedPairs, ghost
 from reranker.model.cross_encoder import autocast, score_pairs
 from reranker.model.losses import listwise_cross_entropy
-from reranker.train.deepspeed_config import deepspeed_config
+from reranker.train.deepspeed_config import bucket_size, deepspeed_config
 from reranker.train.fragments import Fragment, read_parameter, write_parameter
 
 # DeepSpeed compiles this op when it meets gloo (28-60 s), though training never calls it.
@@ -41,7 +41,6 @@ deepspeed_logger.setLevel(logging.ERROR)
 # DeepSpeed calls collectives by names that torch 2.13 deprecates: every rank would say so at every stage.
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\..*")
 
-_LARGEST_BUCKET = 500_000_000
 _SCALER_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 """What fp16's loss scaler has come to; the rest of it are settings."""
 
@@ -99,7 +98,7 @@ class Engine:
             parameter_groups(model, optim.weight_decay), lr=0.0, betas=(optim.betas[0], optim.betas[1]), eps=optim.eps,
             fused=True,
         )  # fmt: skip
-        bucket = reduce_bucket_size or max(1_000_000, min(_LARGEST_BUCKET, parameters // 4))
+        bucket = reduce_bucket_size or bucket_size(parameters)
         # At stage 1 in bf16 DeepSpeed prints its memory use, whatever its log level, and collects garbage for it.
         with contextlib.redirect_stdout(io.StringIO()), _without_old_garbage():
             self._engine, *_ = deepspeed.initialize(

@@ -126,6 +126,13 @@ def test_the_report_tells_the_batch_arithmetic_the_steps_and_the_sizes(model: Pa
     }
     assert "(6 pairs of 64 tokens)" in text
 
+    config.deepspeed.offload = True
+    in_fp32 = job(config, [[1000, 234]], Arithmetic(Precision.fp32, False, 2), world=4)
+    offloaded = report(in_fp32, Ranks(0, 4, torch.device("cpu"), None))
+    assert f"weights {states['weights'] / GIB:.2f} GiB, gradients {states['gradients'] / GIB:.2f} GiB\n" in offloaded
+    assert f"of the machine's memory: optimizer {states['optimizer'] / GIB:.2f} GiB, checkpoints" in offloaded
+    config.deepspeed.offload = False
+
     by_autocast = job(config, [[1000, 234]], Arithmetic(Precision.bf16, True, 2), world=4)
     again = report(by_autocast, Ranks(0, 4, torch.device("cpu"), None))
     assert again == text.replace("fp32, ZeRO", "bf16 (autocast), ZeRO"), "weights, gradients and masters are float32's"

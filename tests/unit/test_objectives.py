@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from reranker.checks import loss_weights
 from reranker.config.training import LossConfig
 from reranker.errors import UserError
-from reranker.model.losses import Objective, listwise_cross_entropy
+from reranker.model.losses import Objective, listwise_cross_entropy, listwise_distillation
 from reranker.model.objectives import BY_LABEL, BY_TEACHER, summed
 
 EVERY = {**BY_LABEL, **BY_TEACHER}
@@ -171,8 +171,7 @@ def test_every_loss_is_that_of_sentence_transformers(name: str, places: int) -> 
     scores_GP, worth_GP = (tensor.float() for tensor in batch(3, places, seed=places, teacher=name in BY_TEACHER))
     ours = summed(EVERY[name], scores_GP, worth_GP, *every(worth_GP)) / len(scores_GP)
     model = scored(scores_GP)
-    queries = [f"query {number}" for number in range(len(scores_GP))]
-    passages = [[str(number * places + place) for place in range(places)] for number in range(len(scores_GP))]
+    queries, passages = lists_of(scores_GP)
     lists = {
         "ranknet": losses.RankNetLoss, "lambdaloss": losses.LambdaLoss, "listmle": losses.ListMLELoss,
         "plistmle": losses.PListMLELoss,
@@ -189,6 +188,59 @@ def test_every_loss_is_that_of_sentence_transformers(name: str, places: int) -> 
         loss = {"pointwise": losses.BinaryCrossEntropyLoss, "mse": losses.MSELoss}[name](model)
         theirs = loss([list(column) for column in flat], worth_GP.flatten())
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("places", [4, 40])
+@pytest.mark.parametrize("name", ["pointwise", "ranknet", "lambdaloss"])
+def test_with_several_positives_a_loss_is_still_that_of_sentence_transformers(name: str, places: int) -> None:
+    from sentence_transformers.cross_encoder import losses
+
+    scores_GP, _ = (tensor.float() for tensor in batch(3, places, seed=places))
+    worth_GP = (torch.arange(places) < torch.tensor([[1], [2], [3]])).float()
+    ours = summed(EVERY[name], scores_GP, worth_GP, *every(worth_GP)) / len(scores_GP)
+    model, (queries, passages) = scored(scores_GP), lists_of(scores_GP)
+    if name == "pointwise":
+        flat = [query for query in queries for _ in range(places)], [one for row in passages for one in row]
+        theirs = losses.BinaryCrossEntropyLoss(model)([list(column) for column in flat], worth_GP.flatten())
+    else:
+        # Theirs is a mean over the pairs of a batch, ours over those of each group: one group at a time.
+        loss = losses.LambdaLoss(model) if name == "lambdaloss" else losses.RankNetLoss(model, reduction_log="natural")
+        each = zip(queries, passages, worth_GP, strict=True)
+        theirs = torch.stack([loss([[query], [row]], [worth_P]) for query, row, worth_P in each]).mean()
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("places", [4, 40])
+def test_the_listwise_losses_are_listnet_of_sentence_transformers(places: int) -> None:
+    """Its labels go through a softmax: those far apart are one positive, a teacher's scores are its distribution."""
+    from sentence_transformers.cross_encoder import losses
+
+    scores_GP, teacher_GP = (tensor.float() for tensor in batch(3, places, seed=places, teacher=True))
+    (queries, passages), listnet = lists_of(scores_GP), losses.ListNetLoss(scored(scores_GP))
+    first_GP = (torch.arange(places) == 0).float().expand(3, places)
+    ours = listwise_cross_entropy(scores_GP, *every(scores_GP)) / 3
+    torch.testing.assert_close(ours, listnet([queries, passages], list(200 * first_GP)), rtol=1e-6, atol=1e-6)
+
+    entropy = torch.distributions.Categorical(logits=teacher_GP / 0.5).entropy().mean()
+    ours = listwise_distillation(scores_GP, teacher_GP, *every(scores_GP), temperature=0.5) / 3
+    theirs = listnet([queries, passages], list(teacher_GP / 0.5)) - entropy
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+    # Several positives: the mean over them of what each is among the negatives.
+    positive_GP = (torch.arange(places) < torch.tensor([[1], [2], [3]])).float()
+    ours = summed(EVERY["multi_positive"], scores_GP, positive_GP, *every(positive_GP)) / 3
+    means = []
+    for query, row, count in zip(queries, passages, (1, 2, 3), strict=True):
+        alone = [[query] * count, [[row[place], *row[count:]] for place in range(count)]]
+        means.append(listnet(alone, [200.0 * (torch.arange(1 + places - count) == 0)] * count))
+    torch.testing.assert_close(ours, torch.stack(means).mean(), rtol=1e-6, atol=1e-6)
+
+
+def lists_of(scores_GP: torch.Tensor) -> tuple[list[str], list[list[str]]]:
+    """(queries, the passages of each) for `scored`."""
+    groups, places = scores_GP.shape
+    passages = [[str(group * places + place) for place in range(places)] for group in range(groups)]
+    return [f"query {group}" for group in range(groups)], passages
 
 
 @pytest.mark.parametrize("name", EVERY)

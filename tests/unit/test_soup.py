@@ -32,7 +32,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     config["reranker"] = {"max_length": 64, "query_max_length": None, "truncation": "longest_first"}
     (tuned / "config.json").write_text(json.dumps(config))
     (tuned / "README.md").write_text(
-        "---\nlicense: mit\n---\n\n# tuned\n\nA model.\n\n## Regression gate\n\nPassed once.\n\n## Usage\n"
+        "---\nlicense: mit\n---\n\n# tuned\n\nA model.\n\n## Regression gate\n\nPassed once.\n\n## Usage\n\n### ONNX Runtime\n\n"
+        "`onnx/model.onnx`\n"
     )
     return base, tuned
 
@@ -89,6 +90,7 @@ def test_the_best_alpha_on_the_dev_groups_is_taken_and_all_are_told(
     assert card.startswith("---\nlicense: mit\n---\n\n# tuned\n")
     assert f"Each weight is {1 - best:g} of base and {best:g} of tuned." in card.split("## Usage")[0]
     assert "Passed once" not in card, "the gate of another model"
+    assert "onnx" not in card.lower(), "which is not mixed"
     assert "| alpha | has_right_in_contexts | mrr | ndcg@10 |" in card
     exchanged = tmp_path / "exchanged"
     assert (

@@ -27,6 +27,8 @@ from reranker.config.reading import ReaderConfig
 from reranker.config.trimming import TrimConfig
 from reranker.demo import corpus as documents
 from reranker.errors import UserError
+from reranker.export.card_words import Words
+from reranker.export.push_checks import failed_gate
 from reranker.export.trim import trim
 from reranker.model.vocabulary import cut, described, kept_ids, pieces, written
 from reranker.prepare.every_text import every_text
@@ -351,7 +353,12 @@ def test_a_trimmed_model_keeps_type_contract_and_card_and_tells_of_itself(
     config = json.loads((whole / "config.json").read_text())
     config["reranker"] = {"max_length": 96, "query_max_length": 20, "truncation": "only_second"}
     (whole / "config.json").write_text(json.dumps(config))
-    (whole / "README.md").write_text("---\nlicense: mit\n---\n\n# base\n")
+    parameters = AutoModelForSequenceClassification.from_pretrained(whole).num_parameters()
+    size = Words("en")("introduction.size", parameters=parameters, dtype="fp16")
+    (whole / "README.md").write_text(
+        f"---\nlicense: mit\n---\n\n# base\n\n{size}\n\n### ONNX Runtime\n\n```python\n# onnx/model.onnx\n```\n\n## Data\n"
+    )
+    (whole / "gate.json").write_text('{"passed": false}')
     model = AutoModelForSequenceClassification.from_pretrained(whole).half()
     model.save_pretrained(whole)
     corpus, output = corpus_of(texts[:20], tmp_path / "corpus.txt"), tmp_path / "trimmed"
@@ -366,9 +373,14 @@ def test_a_trimmed_model_keeps_type_contract_and_card_and_tells_of_itself(
     assert f"| parameters | {report['before']['parameters']:,} | {trimmed.num_parameters():,} |" in table
     card = (output / "README.md").read_text("utf-8")
     assert card.startswith("---\nlicense: mit\n---\n\n# base\n")
+    assert Words("en")("introduction.size", parameters=trimmed.num_parameters(), dtype="fp16") in card
+    assert size not in card
+    assert "onnx" not in card.lower(), "which is not cut"
+    assert "\n## Data\n" in card
+    assert failed_gate(output)
     assert table.strip() in card
     assert {path.name for path in output.iterdir()} == {
-        "README.md", "config.json", "model.safetensors", "sentence_bert_config.json", "tokenizer.json", "tokenizer_config.json", "trim.json"
+        "README.md", "config.json", "gate.json", "model.safetensors", "sentence_bert_config.json", "tokenizer.json", "tokenizer_config.json", "trim.json"
     }  # fmt: skip
     assert len({path.stat().st_mode for path in output.iterdir()}) == 1
     # The same command again replaces what it made; another directory it does not.
