@@ -194,6 +194,9 @@ def check_train(config: TrainConfig) -> None:
     most = data.group_size * data.max_length
     if batch.tokens != "auto" and (not isinstance(batch.tokens, int) or isinstance(batch.tokens, bool)):
         raise UserError("batch.tokens", shorten(batch.tokens), "a number or auto", "say batch.tokens=8192, for example")
+    if batch.policy is not BatchPolicy.tokens and batch.tokens == "auto":
+        raise UserError("batch.tokens", f"auto with batch.policy={batch.policy.value}, which counts groups",
+                        "batch.policy=tokens", "say batch.policy=tokens")  # fmt: skip
     if batch.policy is BatchPolicy.tokens and batch.tokens != "auto" and batch.tokens < most:
         raise UserError(
             "batch.tokens",

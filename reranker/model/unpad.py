@@ -6,12 +6,15 @@ attention, registered with transformers, stays within each pair; positions begin
 layer only each pair's first token goes on, as a pair of one token, which is all that the heads look at: of the others
 it computes queries, keys and values alone.
 
-Attention is torch's variable-length kernel on a GPU and one fused call for each pair on a CPU. Neither drops
-attention weights: attention dropout is 0 here, whatever the config says. Hidden dropout stays.
+Attention is torch's variable-length kernel on a GPU, or flash-attn's where it is installed and torch has none, and one
+fused call for each pair on a CPU. None drops attention weights: attention dropout is 0 here, whatever the config says.
+Hidden dropout stays.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
@@ -42,6 +45,8 @@ def why_padded(config: Any, device: torch.device, dtype: torch.dtype) -> str | N
         return None
     if dtype is torch.float32:
         return "attention over pairs of any length has no float32 kernel on a GPU"
+    if kernel() is None:
+        return f"neither torch {torch.__version__} nor flash-attn has attention over pairs of any length here"
     if torch.cuda.get_device_capability(device) < (8, 0):
         return f"{torch.cuda.get_device_name(device)} is older than the attention kernel (compute capability 8.0)"
     width = config.hidden_size // config.num_attention_heads
@@ -83,6 +88,23 @@ def pack(model: Any) -> None:
     last = encoder.layer[-1].attention
     last.forward = MethodType(_of_first_tokens, last)
     encoder.register_forward_hook(_as_pairs)
+
+
+@functools.cache
+def kernel() -> Callable[..., Any] | None:
+    """(q, k, v, cu_q, cu_k, longest_q, longest_k, scale) -> out, on a GPU; None where neither library is there."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+
+        return lambda *args: varlen_attn(*args[:-1], scale=args[-1])
+    except ImportError:
+        pass
+    try:
+        from flash_attn import flash_attn_varlen_func
+
+        return lambda *args: flash_attn_varlen_func(*args[:-1], softmax_scale=args[-1])
+    except ImportError:
+        return None
 
 
 def is_packed(config: Any) -> bool:
@@ -161,9 +183,9 @@ def _attend(
 ) -> torch.Tensor:  # fmt: skip
     """out_QHW: the tokens that ask, of N pairs side by side as `cu_q` says, see those of their pair as `cu_k` says."""
     if q_QHW.device.type == "cuda":
-        from torch.nn.attention.varlen import varlen_attn
-
-        out_QHW = varlen_attn(q_QHW, k_THW, v_THW, cu_q, cu_k, longest_q, longest_k, scale=scaling)
+        attend = kernel()
+        assert attend is not None
+        out_QHW = attend(q_QHW, k_THW, v_THW, cu_q, cu_k, longest_q, longest_k, scaling)
         assert isinstance(out_QHW, torch.Tensor)
         return out_QHW
     if torch.is_grad_enabled() and q_QHW.dtype.itemsize == 2:

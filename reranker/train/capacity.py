@@ -39,9 +39,10 @@ def measured_tokens(job: Job, engine: Any, ranks: Ranks, saved: dict[str, Any] |
     model, data = job.config.model, job.config.data
     under = {
         "devices": sorted(ranks.gather(device_name(ranks.device))), "stage": job.stage,
-        "precision": job.precision.value, "packed": job.packed, "model": model.name, "dropout": model.dropout,
-        "gradient_checkpointing": model.gradient_checkpointing, "group_size": data.group_size,
-        "max_length": data.max_length, "groups": job.config.batch.groups,
+        "precision": job.arithmetic.told, "offload": job.config.deepspeed.offload,
+        "bucket": job.config.deepspeed.reduce_bucket_size, "packed": job.packed, "model": model.name,
+        "dropout": model.dropout, "gradient_checkpointing": model.gradient_checkpointing,
+        "group_size": data.group_size, "max_length": data.max_length, "groups": job.config.batch.groups,
     }  # fmt: skip
     if saved is not None and saved["under"] == under:
         measured, how = saved, "as measured before"

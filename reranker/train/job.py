@@ -97,7 +97,7 @@ def prepare(
         accumulation(config.batch.groups, config.batch.per_gpu, ranks.world)
     arithmetic, told = resolve_precision(
         config.precision, ranks.device.type, config.deepspeed.stage,
-        config.precision.name is Precision.auto and all(ranks.gather(multiplies_bf16())),
+        config.precision.name is Precision.auto and ranks.device.type == "cpu" and all(ranks.gather(multiplies_bf16())),
     )  # fmt: skip
     hugging_face = load_tokenizer(config.model.name, config.model.revision)
     model = load_config(config.model.name, config.model.revision)

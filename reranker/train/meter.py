@@ -110,10 +110,15 @@ class Meter:
         if self.flops is not None:
             rate_of_flops = self.flops.of(int(tokens), int(squares), int(pairs)) / seconds
             metrics["speed/model_tflops"] = rate_of_flops / 1e12
-            peak = peak_flops(torch.cuda.get_device_name(self.device)) if self.device.type == "cuda" else None
-            if peak is not None:
-                metrics["speed/mfu"] = rate_of_flops / ranks.world / peak
+            if (share := utilisation(rate_of_flops, ranks.world, self.device)) is not None:
+                metrics["speed/mfu"] = share
         return metrics
+
+
+def utilisation(flops: float, world: int, device: torch.device) -> float | None:
+    """Model FLOPs a second of all ranks as a share of what their GPUs could do in 16 bits; None of an unknown kind."""
+    peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    return None if peak is None else flops / world / peak
 
 
 def score_spread(scores_GP: torch.Tensor, present_GP: torch.Tensor, weight_G: torch.Tensor) -> torch.Tensor:

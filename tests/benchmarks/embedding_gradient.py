@@ -38,13 +38,15 @@ LENGTH = 128
 
 
 def main() -> None:
-    settings = {"device": "cpu", "tokens": "4096", "rounds": "5", **command_line(sys.argv[1:])}
+    settings = {"device": "cpu", "tokens": "4096", "rounds": "5", "precision": "bf16", **command_line(sys.argv[1:])}
     device, tokens, rounds = torch.device(settings["device"]), int(settings["tokens"]), int(settings["rounds"])
     config = load_config(settings["model"])
     set_dropout(config, 0.0)
     layers = config.num_hidden_layers
     config.num_hidden_layers = int(settings.get("layers", layers))
-    measures = micro_batch(config, tokens, device) | gradients(config.vocab_size, config.hidden_size, tokens, device)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[settings["precision"]]
+    measures = micro_batch(config, tokens, device, dtype)
+    measures |= gradients(config.vocab_size, config.hidden_size, tokens, device, dtype)
     found: dict[str, list[float]] = {name: [] for name in measures}
     for number in range(rounds + 1):
         for name, measure in measures.items():
@@ -53,7 +55,7 @@ def main() -> None:
                 found[name].append(seconds)
     medians = {name: statistics.median(values) for name, values in found.items()}
     whole = medians["micro_batch"] * layers / config.num_hidden_layers
-    told = f"{config.vocab_size:,} x {config.hidden_size}, {layers} layers, {tokens:,} tokens, bf16"
+    told = f"{config.vocab_size:,} x {config.hidden_size}, {layers} layers, {tokens:,} tokens, {settings['precision']}"
     command = "python tests/benchmarks/embedding_gradient.py " + " ".join(
         f"{k}={v}" for k, v in settings.items() if k != "model"
     )
@@ -69,11 +71,11 @@ def main() -> None:
     print(write(name, entries, table, {"ms": {entry["what"]: entry["ours"] for entry in entries}}), table, sep="\n")
 
 
-def micro_batch(config: object, tokens: int, device: torch.device) -> dict[str, Callable[[], None]]:
+def micro_batch(config: object, tokens: int, device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[], None]]:
     from transformers import AutoModelForSequenceClassification, set_seed
 
     set_seed(SEED)
-    model = AutoModelForSequenceClassification.from_config(config, dtype=torch.bfloat16).to(device).train()
+    model = AutoModelForSequenceClassification.from_config(config, dtype=dtype).to(device).train()
     pack(model)
     draw = torch.Generator().manual_seed(SEED)
     pairs = [
@@ -89,11 +91,13 @@ def micro_batch(config: object, tokens: int, device: torch.device) -> dict[str, 
     return {"micro_batch": run}
 
 
-def gradients(vocabulary: int, hidden: int, tokens: int, device: torch.device) -> dict[str, Callable[[], None]]:
+def gradients(
+    vocabulary: int, hidden: int, tokens: int, device: torch.device, dtype: torch.dtype
+) -> dict[str, Callable[[], None]]:
     draw = torch.Generator().manual_seed(SEED)
     ids_T = torch.randint(vocabulary, (tokens,), generator=draw).to(device)
-    gradient_TH = torch.randn(tokens, hidden, generator=draw).to(device, torch.bfloat16)
-    weight = torch.zeros(vocabulary, hidden, device=device, dtype=torch.bfloat16, requires_grad=True)
+    gradient_TH = torch.randn(tokens, hidden, generator=draw).to(device, dtype)
+    weight = torch.zeros(vocabulary, hidden, device=device, dtype=dtype, requires_grad=True)
     total = torch.zeros(vocabulary, hidden, device=device)
 
     def dense() -> None:

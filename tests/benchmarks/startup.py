@@ -1,6 +1,6 @@
 """How long a start takes: help, composed settings, and the first micro-batch of the demo's training.
 
-    python tests/benchmarks/startup.py demo=runs/demo work=DIR [rounds=5] [ranks=2] [precision=bf16]
+    python tests/benchmarks/startup.py demo=runs/demo work=DIR [rounds=5] [ranks=2] [precision=auto]
 
 `demo` is a run directory in which `reranker demo` and `reranker prepare` have been: the base model and the shards. Measured,
 each in a process of its own, `rounds` times, the median counts:
@@ -36,7 +36,7 @@ PER_RANK = 4
 
 
 def main() -> None:
-    settings = {"rounds": "5", "ranks": "2", "precision": "bf16", **command_line(sys.argv[1:])}
+    settings = {"rounds": "5", "ranks": "2", "precision": "auto", **command_line(sys.argv[1:])}
     demo, work, ranks = Path(settings["demo"]).resolve(), Path(settings["work"]).resolve(), int(settings["ranks"])
     work.mkdir(parents=True, exist_ok=True)
     measures: dict[str, Callable[[], float]] = {

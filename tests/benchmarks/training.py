@@ -56,7 +56,8 @@ def main() -> None:
             lambda number: measured.get(f"products:{number}", partial(in_process, "arithmetic", (), settings, work)),
         )  # fmt: skip
     if "overhead" in parts:
-        for precision in ("bf16",) if settings["device"] == "cuda" else ("fp32", "bf16"):
+        usual = "bf16" if settings["device"] == "cuda" else "fp32,bf16"
+        for precision in settings.get("precisions", usual).split(","):
             for count in (1, GROUPS):
                 options = (f"micro_batches={count}", f"precision={precision}", f"repeats={settings['rounds']}")
                 measure = partial(in_process, "engine_overhead", options, settings, work)

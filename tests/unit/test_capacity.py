@@ -10,7 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reranker.train.capacity import MARGIN, find_tokens, largest, made_up
+from reranker.checks import Arithmetic
+from reranker.config.common import Precision
+from reranker.config.training import TrainConfig
+from reranker.train.capacity import MARGIN, find_tokens, largest, made_up, measured_tokens
 from reranker.train.distributed import Ranks
 
 
@@ -120,6 +123,28 @@ def test_a_gpu_too_small_for_one_group_is_told_in_one_line(monkeypatch: pytest.M
         "data.group_size or data.max_length, or say model.gradient_checkpointing=true, a higher ZeRO stage, or "
         "batch.chunk_tokens with a number for batch.tokens"
     )
+
+
+def test_what_was_measured_counts_under_the_same_conditions_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    config = TrainConfig()
+    job = SimpleNamespace(
+        config=config, stage=1, arithmetic=Arithmetic(Precision.bf16, False, 1), packed=True, most_tokens=4000
+    )
+    ranks = SimpleNamespace(device=torch.device("cpu"), first=True, gather=lambda value: [value])
+
+    def how(saved: dict[str, Any] | None) -> tuple[str, dict[str, Any]]:
+        found = measured_tokens(job, None, ranks, saved)  # type: ignore[arg-type]
+        return capsys.readouterr().err.rpartition(", ")[2].strip(), found
+
+    told, saved = how(None)
+    assert told == "measured"
+    assert how(saved)[0] == "as measured before"
+    config.deepspeed.offload = True
+    assert how(saved)[0] == "measured"
+    config.deepspeed.offload, config.deepspeed.reduce_bucket_size = False, 1000
+    assert how(saved)[0] == "measured"
+    config.deepspeed.reduce_bucket_size, job.arithmetic = None, Arithmetic(Precision.bf16, True, 1)
+    assert how(saved)[0] == "measured", "weights of 32 bits take more"
 
 
 @pytest.mark.parametrize(("most", "found"), [(100_000, 4096), (2000, 2000), (300, 512)])

@@ -182,11 +182,18 @@ def test_the_parts_of_a_schedule_of_negatives_fill_the_training_at_most() -> Non
         check_train(config)
 
 
+def test_auto_tokens_want_the_policy_that_counts_them() -> None:
+    with pytest.raises(UserError) as caught:
+        check_train(changed("batch.tokens", "auto"))
+    assert str(caught.value) == (
+        "batch.tokens: found auto with batch.policy=fixed, which counts groups, expected batch.policy=tokens; say "
+        "batch.policy=tokens"
+    )
+
+
 def test_chunks_want_a_number_of_tokens_for_a_micro_batch() -> None:
     config = changed("batch.chunk_tokens", 2048)
-    config.batch.tokens = "auto"
-    check_train(config)  # which policy fixed does not ask for
-    config.batch.policy = BatchPolicy.tokens
+    config.batch.tokens, config.batch.policy = "auto", BatchPolicy.tokens
     with pytest.raises(UserError) as caught:
         check_train(config)
     assert str(caught.value) == (

@@ -15,7 +15,7 @@ from reranker.model.chunks import split
 from reranker.train.distributed import Ranks, join, leave
 from reranker.train.engine import StepOutcome
 from reranker.train.flops import ModelFlops
-from reranker.train.meter import Meter
+from reranker.train.meter import Meter, utilisation
 
 FLOPS = ModelFlops(per_token=100.0, per_square=10.0, per_pair=1.0)
 
@@ -58,6 +58,15 @@ def test_a_record_adds_up(packed: bool, computed: int, ranks: Ranks, monkeypatch
     assert record["speed/model_tflops"] == pytest.approx((100 * tokens + 10 * squares + 5) / 4 / 1e12)
     assert "speed/mfu" not in record
     assert 0.01 < record["system/peak_memory_gib"] < 1000
+
+
+def test_mfu_is_the_share_of_the_peak_of_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = ["NVIDIA H100 80GB HBM3"]
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name[0])
+    assert utilisation(989e12, 2, torch.device("cuda")) == pytest.approx(0.5)
+    assert utilisation(989e12, 2, torch.device("cpu")) is None
+    name[0] = "Some GPU"
+    assert utilisation(989e12, 2, torch.device("cuda")) is None
 
 
 def test_several_positives_lower_the_loss_of_a_guess(ranks: Ranks) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from reranker.model.unpad import (
     COUNT_FROM_PADDING,
     MODEL_TYPES,
     is_packed,
+    kernel,
     pack,
     packed_inputs,
     position_ids,
@@ -321,6 +323,30 @@ def test_attention_dropout_that_packing_drops_is_told() -> None:
     assert resolve_packing("auto", with_own, CPU, torch.float32, dropout=0.3)[1][0].endswith("instead of 0.3")
 
 
+@pytest.mark.parametrize("library", ["torch", "flash-attn", "neither"])
+def test_attention_is_torchs_or_that_of_flash_attn(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[Any] = []
+
+    def attention(*args: Any, **options: Any) -> str:
+        called.append((args, options))
+        return "out"
+
+    modules = {
+        "torch.nn.attention.varlen": SimpleNamespace(varlen_attn=attention) if library == "torch" else None,
+        "flash_attn": SimpleNamespace(flash_attn_varlen_func=attention) if library == "flash-attn" else None,
+    }
+    for name, module in modules.items():  # None: as if it could not be found
+        monkeypatch.setitem(sys.modules, name, module)
+    kernel.cache_clear()
+    found = kernel()
+    kernel.cache_clear()
+    assert (found is None) == (library == "neither")
+    if found:
+        assert found("q", "k", "v", "cu_q", "cu_k", 5, 7, 0.25) == "out"
+        scale = {"torch": "scale", "flash-attn": "softmax_scale"}[library]
+        assert called == [(("q", "k", "v", "cu_q", "cu_k", 5, 7), {scale: 0.25})]
+
+
 def test_a_gpu_runs_packed_where_its_kernel_can(monkeypatch: pytest.MonkeyPatch) -> None:
     capability: list[tuple[int, int]] = [(9, 0)]
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability[0])
@@ -332,5 +358,9 @@ def test_a_gpu_runs_packed_where_its_kernel_can(monkeypatch: pytest.MonkeyPatch)
     assert reason() is None
     assert "no float32 kernel" in str(reason(torch.float32))
     assert "not of 18" in str(reason(hidden_size=72))
-    capability[0] = (7, 5)
+    monkeypatch.setattr("reranker.model.unpad.kernel", lambda: None)
+    assert "neither torch" in str(reason())
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
     assert reason() == "Some GPU is older than the attention kernel (compute capability 8.0)"
