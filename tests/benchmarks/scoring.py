@@ -243,7 +243,7 @@ def onnx_score(file: Path, directory: Path, threads: int, size: int, limit: int)
 def report(chosen: Sequence[Contestant], measured: dict[str, Any], settings: dict[str, str], work: Path) -> None:
     """Write the record. Exits with 1 if scores in float32 differ by more than the tolerance."""
     rounds, pairs = int(settings["rounds"]), len(json.loads((work / "pairs.json").read_text("utf-8")))
-    told = " ".join(
+    asked = " ".join(
         f"{key}={value}" for key, value in settings.items() if key not in ("groups", "model", "work", "onnx")
     )
     common = context(f"python tests/benchmarks/scoring.py groups=... model=... work=... onnx=... {asked}", PACKAGES,
