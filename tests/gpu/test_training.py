@@ -8,10 +8,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from reranker.data.collate import collate, pack_pairs
+from reranker.data.tokenize import Pair
+from reranker.model import chunks
+from reranker.model.cross_encoder import score_pairs
+from reranker.model.losses import Objective
 from reranker.model.unpad import why_padded
 from tests.distributed.conftest import Inputs, make_inputs, records
 from tests.unit.test_unpad import (
@@ -67,6 +73,15 @@ def test_16_bit_on_a_gpu_learns_what_float32_learns(inputs: Inputs, tmp_path: Pa
     assert max(abs(found - wanted) for found, wanted in zip(losses, expected, strict=True)) < DISTANCE
 
 
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_bf16_by_autocast_learns_what_float32_learns(inputs: Inputs, tmp_path: Path, stage: int) -> None:
+    expected = _train(inputs, tmp_path / "fp32", precision="fp32", deepspeed="zero2")
+    by_autocast = {"precision": "bf16", "precision.autocast": "true", "deepspeed": f"zero{stage}"}
+    losses = _train(inputs, tmp_path / "autocast", **by_autocast)
+    assert losses[-1] < losses[0]
+    assert max(abs(found - wanted) for found, wanted in zip(losses, expected, strict=True)) < DISTANCE
+
+
 def test_fp16_is_the_default_on_a_gpu(inputs: Inputs, tmp_path: Path) -> None:
     _train(inputs, tmp_path / "auto")
     newest = sorted((tmp_path / "auto" / "checkpoints").glob("step-*"))[-1]
@@ -94,6 +109,45 @@ def test_the_largest_micro_batch_is_measured_kept_and_learns_alike(inputs: Input
     measured = json.loads((newest / "state.json").read_text())["measured"]
     assert measured["tokens"] > 300
     assert measured["under"]["devices"] == [torch.cuda.get_device_name(0)]
+
+
+def packed_on_gpu(dtype: torch.dtype) -> Any:
+    model = model_of("xlm-roberta").to(dtype)
+    if reason := why_padded(model.config, torch.device("cuda", 0), dtype):
+        pytest.skip(reason)
+    return packed_copy(model).cuda()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_no_pair_sees_another_in_the_kernel(dtype: torch.dtype) -> None:
+    packed, pairs = packed_on_gpu(dtype), some_pairs(LENGTHS)
+    before = score_pairs(packed, pairs.to(torch.device("cuda")))
+    for changed in range(len(LENGTHS)):
+        ids = [row.tolist() for row in pairs.ids_T.split(LENGTHS)]
+        ids[changed] = [5 + (token + 7) % 50 for token in ids[changed]]
+        rows = [Pair(row, types.tolist()) for row, types in zip(ids, pairs.types_T.split(LENGTHS), strict=True)]
+        after = score_pairs(packed, pack_pairs(rows, pairs.pad_id).to(torch.device("cuda")))
+        same = torch.arange(len(LENGTHS), device="cuda") != changed
+        assert torch.equal(after[same], before[same])
+        assert after[changed] != before[changed]
+
+
+def test_a_micro_step_reads_nothing_back_from_the_gpu() -> None:
+    packed = packed_on_gpu(torch.bfloat16)
+    rows = [[Pair([7] * length, [0] * length) for length in group] for group in ([5, 90, 3], [12, 400, 4])]
+    batch = collate(rows, range(2), 3, pad_id=1).pin_memory()
+    assert batch.packed.ids_T.is_pinned()
+    assert batch.present_GP.is_pinned()
+    for mode in ("default", "error"):  # the first loads kernels, which may wait
+        on_device = batch.to(torch.device("cuda"))
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            chunks.forward_and_backward(
+                on_device, [batch.packed], 1, objective=Objective(), score=lambda pairs: score_pairs(packed, pairs),
+                backward=lambda loss: loss.backward(), share=0.5, seed=1,
+            )  # fmt: skip
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
