@@ -101,7 +101,9 @@ def contestants(device: str) -> list[Contestant]:
                 options = (*ours_options("tokens", TOKENS[device][1], "packed"), f"deepspeed=zero{stage}")
                 found.append(Contestant("ours", f"zero{stage}", precision, options, True))
     if device == "cuda":
-        # The packed attention has no float32 kernel there, and stage 0 no 16-bit training.
+        options = (*ours_options("tokens", TOKENS[device][1], "packed"), "deepspeed=zero0", "precision.autocast=true")
+        found.append(Contestant("ours", "zero0-autocast", "bf16", options, True))
+        # The packed attention has no float32 kernel there, and stage 0 no weights of 16 bits.
         for stage in (0, 1):
             options = (*ours_options("tokens", TOKENS[device][0], "padded"), f"deepspeed=zero{stage}")
             found.append(Contestant("ours", f"zero{stage}", "fp32", options, True))
