@@ -108,7 +108,15 @@ def section(verdict: Verdict, say: Words) -> str:
         difference = f"{one.difference.value:+.4f} [{low:+.4f}, {high:+.4f}]"
         lines.append(f"| {one.name} | {one.queries:,} | {one.base:.4f} | {one.model:.4f} | {difference} | "
                      f"{told_p(one.p_holm).removeprefix('p ')} | {told[one.passed]} |")  # fmt: skip
-    return "\n".join([*lines, "", say("gate.figures", measured=verdict.measured)])
+    return "\n".join([*lines, "", say("gate.figures", measured=_measured(verdict, say))])
+
+
+def _measured(verdict: Verdict, say: Words) -> str:
+    """How both were scored, in the card's language: what verdicts say in English first is where."""
+    where, *how = verdict.measured.split(", ")
+    for place in ("gate.at_training", "gate.at_export", "gate.at_mixing"):
+        where = where.replace(Words("en")(place), say(place))
+    return ", ".join([where, *how])
 
 
 def _expected(verdict: Verdict) -> str:
