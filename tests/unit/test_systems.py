@@ -149,7 +149,9 @@ def test_each_kind_scores_as_its_library_does(
     assert len(pairs) == 80
     for name, (_, made) in KINDS.items():
         expected = np.asarray(made(third)(pairs), dtype=np.float64)
-        np.testing.assert_allclose(scores[name], expected, rtol=0, atol=1e-5, err_msg=name)
+        # A processor without products in bf16 sums other batches in another order: a step of bf16 at these scores.
+        of_rounding = 2**-10 if name.endswith("bf16") else 1e-5
+        np.testing.assert_allclose(scores[name], expected, rtol=0, atol=of_rounding, err_msg=name)
         assert expected.std() > 5e-4, "a model that scores everything alike proves nothing"
     # Each setting is one that matters: rows that differ in it differ.
     for one, other in [("reranker", "reranker-cut"), ("reranker", "reranker-bf16"), ("st", "st-own"), ("st", "st-cut"),
