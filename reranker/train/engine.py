@@ -85,48 +85,38 @@ class Engine:
         timeout: float,
     ) -> None:
         self.arithmetic, self.device, self._offload = arithmetic, device, offload
-        precision, by_autocast, stage = arithmetic
-        if precision is Precision.fp16 and device.type == "cpu":
+        self.precision, by_autocast, self.stage = arithmetic
+        if self.precision is Precision.fp16 and device.type == "cpu":
             assert scaling.fp16_on_cpu
             get_accelerator().is_fp16_supported = lambda: True
-        kept = precision
         if by_autocast:
             autocast(model, device, torch.bfloat16)
-            kept = Precision.fp32
-        parameters = sum(parameter.numel() for parameter in model.parameters())
+        kept = Precision.fp32 if by_autocast else self.precision
         optimizer = torch.optim.AdamW(
             parameter_groups(model, optim.weight_decay), lr=0.0, betas=(optim.betas[0], optim.betas[1]), eps=optim.eps,
             fused=True,
         )  # fmt: skip
-        bucket = reduce_bucket_size or bucket_size(parameters)
+        bucket = reduce_bucket_size or bucket_size(sum(parameter.numel() for parameter in model.parameters()))
         # At stage 1 in bf16 DeepSpeed prints its memory use, whatever its log level, and collects garbage for it.
         with contextlib.redirect_stdout(io.StringIO()), _without_old_garbage():
             self._engine, *_ = deepspeed.initialize(
                 model=model.to(device),
                 optimizer=optimizer,
                 config=deepspeed_config(
-                    stage, kept, scaling, optim.max_grad_norm, bucket, offload, pinned=device.type == "cuda"
+                    self.stage, kept, scaling, optim.max_grad_norm, bucket, offload, pinned=device.type == "cuda"
                 ),
                 dist_init_required=False,
             )
-        if precision is Precision.fp16:
+        if self.precision is Precision.fp16:
             # DeepSpeed raises a bare Exception at the scale's floor; the loop says what to do (`at_floor`).
             self._engine.optimizer.loss_scaler.raise_error_at_min_scale = False
         self._clip_norm, self._least_scale = optim.max_grad_norm, scaling.min_loss_scale
         self._norm_at_stage_0: torch.Tensor | None = None
         self._skipped_at_stage_0 = False
-        if stage == 0:
+        if self.stage == 0:
             # get_global_grad_norm() is None here; the clipping is the one place that knows the norm.
             self._engine.clip_fp32_gradients = self._clip_at_stage_0
         _set_timeouts(timeout)
-
-    @property
-    def stage(self) -> int:
-        return self.arithmetic.stage
-
-    @property
-    def precision(self) -> Precision:
-        return self.arithmetic.precision
 
     @property
     def module(self) -> nn.Module:
