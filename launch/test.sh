@@ -18,6 +18,8 @@ export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1}
 TORCH_EXTENSIONS_DIR=$(mktemp -d)
 export TORCH_EXTENSIONS_DIR
 trap 'rm -rf "$TORCH_EXTENSIONS_DIR"' EXIT
+# As many processes as cores: with several threads each they would wait for one another more than they compute.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 all=false
 if [ "${1:-}" = --all ]; then

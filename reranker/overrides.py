@@ -18,7 +18,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import MissingConfigException, OverrideParseException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
@@ -53,9 +53,10 @@ def check_arguments(command: str, arguments: list[str]) -> list[str]:
     words = [word for override in parsed_overrides for word in _as_whole(command, override)]
     if any(override.key_or_group == "hydra.searchpath" for override in parsed_overrides):
         return flags + words  # groups and options of the user's own: Hydra knows them
+    config = OmegaConf.structured(COMMANDS[command][0])  # takes longer than all of its values do
     for override in parsed_overrides:
         if not override.key_or_group.startswith(("hydra.", "hydra/")) and override.package is None:
-            _check_override(command, override, directories, parsed.multirun)
+            _check_override(command, override, directories, parsed.multirun, config)
     return flags + words
 
 
@@ -144,7 +145,10 @@ def _syntax_error(command: str, text: str) -> UserError:
     return UserError("command line", shorten(text), "key=value", fix)
 
 
-def _check_override(command: str, override: Override, directories: list[Path], multirun: bool) -> None:
+def _check_override(
+    command: str, override: Override, directories: list[Path], multirun: bool, config: DictConfig
+) -> None:
+    """Put the value of an override into `config`. Raises UserError where it does not fit."""
     key, value = override.key_or_group, override.value()
     schema = COMMANDS[command][0]
     if override.is_delete():
@@ -166,7 +170,6 @@ def _check_override(command: str, override: Override, directories: list[Path], m
     for leaf in leaves:
         if key.startswith(f"{leaf}."):
             raise UserError(key, "an unknown key", f"a key of {command}", f"did you mean {leaf}?")
-    config = OmegaConf.structured(schema)
     try:
         OmegaConf.update(config, key, value, merge=True)
     except OmegaConfBaseException as error:

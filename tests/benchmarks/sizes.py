@@ -13,7 +13,8 @@ cut already, so its forms come twice, the second time with the vocabulary that i
 Each measurement is a process of its own that loads one form, scores 64 pairs, then is timed over `pairs` real ones of mixed
 lengths, tokenizing and sorting included; the forms take turns for `rounds` rounds, and medians count. Scores are compared on
 all pairs of `groups_scored` groups. PyTorch scores packed, at most 4,096 tokens a batch, ONNX Runtime sorted in batches of
-four, which `scoring.py` found best. Memory is the most that the process had at once, libraries included: a server with ONNX
+four, which `scoring.py` found best. What is computed in bf16 is measured where the processor has its products: elsewhere
+they would take a hundred times as long. Memory is the most that the process had at once, libraries included: a server with ONNX
 Runtime needs no PyTorch. What is measured is kept in `work`: the same command goes on where it was stopped.
 """
 
@@ -51,13 +52,16 @@ def main() -> None:
     if "form" in settings:
         print(json.dumps(measure(settings, work)))
         return
+    from reranker.train.distributed import multiplies_bf16
+
     corpus = [str(Path(path).resolve()) for path in settings["corpus"].split(",")]
     model = Path(settings["model"]).resolve()
     check_contract(model)
     vocabularies = make_variants(model, settings["groups"], corpus, float(settings["limit"]), work)
     write_pairs(settings, work)
     measured = Measured(work / "measured.jsonl")
-    forms = [f"{vocabulary}/{name}" for vocabulary in vocabularies for name in VARIANTS]
+    names = [name for name, variant in VARIANTS.items() if variant.precision == "fp32" or multiplies_bf16()]
+    forms = [f"{vocabulary}/{name}" for vocabulary in vocabularies for name in names]
     for form in forms:
         measured.get(f"{form}:scores", partial(turn, settings, work, form, "scores"))
     for number in range(int(settings["rounds"])):
