@@ -66,6 +66,6 @@ say "tests: pytest ${directories[*]}"
 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "${directories[@]}" || failed=$?
 if $all; then
     say "tests: pytest tests/mutations.py"
-    python -m pytest -n auto --maxprocesses 4 tests/mutations.py || failed=$?
+    python -m pytest -n auto --maxprocesses 4 --maxschedchunk 1 tests/mutations.py || failed=$?
 fi
 exit $failed
