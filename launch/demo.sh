@@ -12,10 +12,10 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 cd "$root"
 
-run=runs/demo questions=200 lessons=()
+run=runs/demo lessons=() questions=(sample=200)
 if [ "${1:-}" = --quick ]; then
     shift
-    run=runs/demo-quick questions=50 lessons=(run_dir="$run" train.max_steps=12)
+    run=runs/demo-quick lessons=(run_dir="$run" train.max_steps=12) questions=(sample=50 max_length=128)
 fi
 
 step_name=start
@@ -70,9 +70,8 @@ OMP_NUM_THREADS=$threads deepspeed --quiet --no_local_rank --num_gpus "$ranks" -
     --module reranker.train recipe=demo precision="$precision" "${lessons[@]}" "$@"
 
 step 5 "evaluation"
-# Both models read what the recipe trains on: of a longer pair the base, too, sees 128 tokens.
-reranker evaluate model="$run/model" base=runs/demo/base corpus=runs/demo/data/corpus.jsonl max_length=128 \
-    queries=runs/demo/data/queries.jsonl output="$run/report" sample="$questions" precision="$precision"
+reranker evaluate model="$run/model" base=runs/demo/base corpus=runs/demo/data/corpus.jsonl \
+    queries=runs/demo/data/queries.jsonl output="$run/report" precision="$precision" "${questions[@]}"
 
 step 6 "export, with the table in the model card"
 reranker export run="$run"

@@ -57,10 +57,8 @@ add() {
     fi
 }
 # In this order, as the longest should not come last: one file is one worker's, and all of tests/slurm.
-if $all; then add slurm; fi
-add distributed
-if $all; then add end_to_end; fi
-for name in chaos gpu; do add "$name"; done
+if $all; then for name in slurm end_to_end; do add "$name"; done; fi
+for name in distributed chaos gpu; do add "$name"; done
 [ ${#directories[@]} -gt 0 ] || fail "tests: found none, expected some under tests/; run in a whole checkout"
 say "tests: pytest ${directories[*]}"
 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "${directories[@]}" || failed=$?

@@ -1,7 +1,7 @@
 """What the demo's model learns on the demo's groups: ours, FlagEmbedding, and ours with one lever more or less.
 
     python tests/benchmarks/learning.py demo=runs/demo work=DIR [steps=50] [precision=fp32] [sample=600] [threads=2]
-        [arms=PATTERN,...]
+        [arms=PATTERN,...] [record=learning]
 
 `demo` is the directory that `launch/demo.sh` leaves. All arms take the same number of steps of 32 groups from the same
 weights with the same seed, learning rates, weight decay and clipping, without dropout, in the same precision (bf16 wants
@@ -10,7 +10,7 @@ exactly the same passages in the same order (`learning_inputs.py`), both with th
 the first few steps in float32, taken once more where the precision is another, must have the same losses. The other
 arms are `recipe=demo` on the demo's shards, but for what their name says. Each is judged on the same held-out queries by
 `reranker evaluate`. What is measured is kept in `work`: the same command goes on where it was stopped, `arms` (patterns
-of names) adds some at a time. Out: records/learning-DATE.json, .md and .png.
+of names) adds some at a time. Out: records/RECORD-DATE.json, .md and .png.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def main() -> None:
-    settings = {"steps": "50", "precision": "fp32", "sample": "600", "threads": "2", "arms": "*",
+    settings = {"steps": "50", "precision": "fp32", "sample": "600", "threads": "2", "arms": "*", "record": "learning",
                 **command_line(sys.argv[1:])}  # fmt: skip
     work, demo = Path(settings["work"]).resolve(), Path(settings["demo"]).resolve()
     prepare(demo, work, int(settings["steps"]), settings["precision"])

@@ -63,7 +63,7 @@ def report(arms: Sequence[Any], measured: dict[str, Any], settings: dict[str, st
         "trainings": {name: measured[f"train:{name}"] for name in names if f"train:{name}" in measured},
     }  # fmt: skip
     table = tables(arms, rows, found, measured)
-    path = RECORDS / f"learning-{common['date']}.json"
+    path = RECORDS / f"{settings['record']}-{common['date']}.json"
     entries = [{**entry, **common} for entry in [*found, details]]
     path.write_text(json.dumps(entries, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     path.with_suffix(".md").write_text(table, encoding="utf-8")
