@@ -15,7 +15,8 @@ cd "$root"
 run=runs/demo lessons=() questions=(sample=200)
 if [ "${1:-}" = --quick ]; then
     shift
-    run=runs/demo-quick lessons=(run_dir="$run" train.max_steps=12) questions=(sample=50 max_length=128)
+    run=runs/demo-quick few=runs/demo/dev-quick.jsonl
+    lessons=(run_dir="$run" train.max_steps=12 data.dev="$few") questions=(sample=50 max_length=128)
 fi
 
 step_name=start
@@ -62,6 +63,8 @@ reranker demo output=runs/demo
 
 step 3 "from English groups to Korean shards"
 reranker prepare recipe=demo source=runs/demo/data/triplets.jsonl output=runs/demo
+
+if [ "$run" = runs/demo-quick ]; then awk 'NR % 4 == 1' runs/demo/data/dev.jsonl >"$few"; fi
 
 step 4 "training on $hardware"
 port=$(free_port)

@@ -42,7 +42,6 @@ from tests.benchmarks.sizes_inputs import TRIMMED_TO, VARIANTS, make_variants, p
 WARM, BATCH = 64, 4
 PACKAGES = ("torch", "transformers", "tokenizers", "onnx", "onnxruntime")
 NAMES = {"own": "as it is", "full": "with the whole vocabulary of its base"}
-COMMAND = "python tests/benchmarks/sizes.py model=... groups=... corpus=... work=..."
 
 
 def main() -> None:
@@ -136,7 +135,12 @@ def report(forms: Sequence[str], measured: dict[str, Any], settings: dict[str, s
     rows = json.loads((work / "pairs.json").read_text("utf-8"))
     ends = np.cumsum([len(row["passages"]) for row in rows])[:-1]
     scores = {form: np.split(np.array(measured[f"{form}:scores"]["scores"]), ends) for form in forms}
-    common = context(COMMAND, PACKAGES, "cpu", int(settings["threads"]))
+    # Where these lie is nobody's business.
+    words = [
+        f"{key}={'...' if key in ('model', 'groups', 'corpus', 'work') else value}" for key, value in settings.items()
+    ]
+    command = " ".join(["python tests/benchmarks/sizes.py", *sorted(words, key=lambda word: not word.endswith("..."))])
+    common = context(command, PACKAGES, "cpu", int(settings["threads"]))
     entries, bars = [], {"MB on disk": {}, "pairs a second": {}}  # type: ignore[var-annotated]
     table = ""
     for vocabulary, of in itertools.groupby(forms, key=lambda form: form.partition("/")[0]):
