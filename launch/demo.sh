@@ -3,8 +3,9 @@
 #
 #   bash launch/demo.sh                      about everything that the framework does, under runs/demo
 #   bash launch/demo.sh train.max_steps=20   the same, with keys for the training
-#   bash launch/demo.sh --quick              every step of it with a quarter of the training and of the questions, to see
-#                                            that all of it works here; its run is runs/demo-quick
+#   bash launch/demo.sh --quick              every step of it, to see that all of it works here: 12 steps of training, a
+#                                            quarter of the queries, of which all models read 128 tokens a pair as the
+#                                            recipe does; its run is runs/demo-quick, its data those of the whole demo
 #
 # What is done already is not done again; an interrupted training resumes.
 
@@ -12,11 +13,18 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 cd "$root"
 
-run=runs/demo lessons=() questions=(sample=200)
-if [ "${1:-}" = --quick ]; then
-    shift
-    run=runs/demo-quick few=runs/demo/dev-quick.jsonl
-    lessons=(run_dir="$run" train.max_steps=12 data.dev="$few") questions=(sample=50 max_length=128)
+quick=false run=runs/demo keys=() questions=(sample=200) few=runs/demo/dev-quick.jsonl
+for word in "$@"; do
+    case $word in
+    --quick) quick=true ;;
+    -*) fail "command line: found $word, expected --quick or keys of the training; see the head of launch/demo.sh" ;;
+    run_dir=*) fail "run_dir: found a key, expected none, as the demo has a place of its own; copy or move runs/ instead" ;;
+    *) keys+=("$word") ;;
+    esac
+done
+if $quick; then
+    run=runs/demo-quick questions=(sample=50 max_length=128)
+    keys=(train.max_steps=12 data.dev="$few" "${keys[@]}")
 fi
 
 step_name=start
@@ -64,13 +72,14 @@ reranker demo output=runs/demo
 step 3 "from English groups to Korean shards"
 reranker prepare recipe=demo source=runs/demo/data/triplets.jsonl output=runs/demo
 
-if [ "$run" = runs/demo-quick ]; then awk 'NR % 4 == 1' runs/demo/data/dev.jsonl >"$few"; fi
+# Every fourth dev query: headings come first, sentences behind them.
+if $quick; then awk 'NR % 4 == 1' runs/demo/data/dev.jsonl >"$few"; fi
 
 step 4 "training on $hardware"
 port=$(free_port)
 threads=${OMP_NUM_THREADS:-$((cores / ranks > 0 ? cores / ranks : 1))}
 OMP_NUM_THREADS=$threads deepspeed --quiet --no_local_rank --num_gpus "$ranks" --master_port "$port" \
-    --module reranker.train recipe=demo precision="$precision" "${lessons[@]}" "$@"
+    --module reranker.train recipe=demo run_dir="$run" precision="$precision" "${keys[@]}"
 
 step 5 "evaluation"
 reranker evaluate model="$run/model" base=runs/demo/base corpus=runs/demo/data/corpus.jsonl \

@@ -2,8 +2,8 @@
 # The checks of this repository, in an environment of its own (.venv, made at the first call).
 #
 #   bash launch/test.sh                  style, types and layers, then the tests of tests/unit, distributed, chaos, gpu
-#   bash launch/test.sh --all            the same and tests/end_to_end: the wheel, and the demo from the first
-#                                        document to the exported model; tests/slurm, which installs a cluster of
+#   bash launch/test.sh --all            the same and tests/end_to_end: the wheel, and the quick demo from the
+#                                        first document to the exported model; tests/slurm, which installs a cluster of
 #                                        Debian's packages and wants root; and
 #                                        tests/mutations.py: that the tests fail for code that is broken
 #   bash launch/test.sh tests/unit -k x  pytest alone, with these arguments
@@ -18,8 +18,6 @@ export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1}
 TORCH_EXTENSIONS_DIR=$(mktemp -d)
 export TORCH_EXTENSIONS_DIR
 trap 'rm -rf "$TORCH_EXTENSIONS_DIR"' EXIT
-# As many processes as cores: with several threads each they would wait for one another more than they compute.
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 all=false
 if [ "${1:-}" = --all ]; then
@@ -32,6 +30,9 @@ if [ $# -gt 0 ]; then
     python -m pytest "$@"
     exit
 fi
+
+# Several processes share the cores: with several threads each they would wait for one another more than they compute.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 check() {
     say "check: $*"

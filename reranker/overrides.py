@@ -50,19 +50,22 @@ def check_arguments(command: str, arguments: list[str]) -> list[str]:
     directories += [Path(parsed.config_dir)] if parsed.config_dir else []
     parsed_overrides = [_parse(command, text) for text in parsed.overrides]
     _refuse_taken_apart(parsed_overrides)
-    words = [word for override in parsed_overrides for word in _as_whole(command, override)]
+    free = {row[0] for row in describe(COMMANDS[command][0]) if "mapping" in row[1] or row[1].startswith("{")}
+    words = [word for override in parsed_overrides for word in _as_whole(override, free)]
     if any(override.key_or_group == "hydra.searchpath" for override in parsed_overrides):
         return flags + words  # groups and options of the user's own: Hydra knows them
     config = OmegaConf.structured(COMMANDS[command][0])  # takes longer than all of its values do
     for override in parsed_overrides:
         if not override.key_or_group.startswith(("hydra.", "hydra/")) and override.package is None:
-            _check_override(command, override, directories, parsed.multirun, config)
+            _check_override(command, override, directories, parsed.multirun, config, free)
     return flags + words
 
 
-def _as_whole(command: str, override: Override) -> list[str]:
-    """The words of an override. Hydra would merge a mapping into that of a recipe, and refuse names that it lacks."""
-    free = {row[0] for row in describe(COMMANDS[command][0]) if "mapping" in row[1] or row[1].startswith("{")}
+def _as_whole(override: Override, free: set[str]) -> list[str]:
+    """The words of an override. Hydra would merge a mapping into that of a recipe, and refuse names that it lacks.
+
+    `free`: keys of mappings with names of the user's own.
+    """
     word = str(override.input_line)
     if override.key_or_group in free and override.package is None and isinstance(override.value(), dict):
         return [f"{override.key_or_group}=null", f"++{word}"]  # a sweep keeps the last of equal words alone
@@ -146,9 +149,12 @@ def _syntax_error(command: str, text: str) -> UserError:
 
 
 def _check_override(
-    command: str, override: Override, directories: list[Path], multirun: bool, config: DictConfig
+    command: str, override: Override, directories: list[Path], multirun: bool, config: DictConfig, free: set[str]
 ) -> None:
-    """Put the value of an override into `config`. Raises UserError where it does not fit."""
+    """Put the value of an override into `config`, which has those before it, as Hydra will.
+
+    Raises UserError where it does not fit. `free` as in `_as_whole`.
+    """
     key, value = override.key_or_group, override.value()
     schema = COMMANDS[command][0]
     if override.is_delete():
@@ -171,7 +177,7 @@ def _check_override(
         if key.startswith(f"{leaf}."):
             raise UserError(key, "an unknown key", f"a key of {command}", f"did you mean {leaf}?")
     try:
-        OmegaConf.update(config, key, value, merge=True)
+        OmegaConf.update(config, key, value, merge=key not in free)
     except OmegaConfBaseException as error:
         raise _bad_value(command, key, value, error) from None
     if override.is_add():

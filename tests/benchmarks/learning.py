@@ -10,7 +10,8 @@ exactly the same passages in the same order (`learning_inputs.py`), both with th
 the first few steps in float32, taken once more where the precision is another, must have the same losses. The other
 arms are `recipe=demo` on the demo's shards, but for what their name says. Each is judged on the same held-out queries by
 `reranker evaluate`. What is measured is kept in `work`: the same command goes on where it was stopped, `arms` (patterns
-of names) adds some at a time. Out: records/RECORD-DATE.json, .md and .png.
+of names) adds some at a time. Out: records/RECORD-DATE.json, .md and .png
+of all that `work` has, so that another record wants another `work`.
 """
 
 from __future__ import annotations

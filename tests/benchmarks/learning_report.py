@@ -41,7 +41,9 @@ def report(arms: Sequence[Any], measured: dict[str, Any], settings: dict[str, st
     """Write the record of the arms that were evaluated. Exits with 1 if the losses in float32 differ."""
     names = [arm.name for arm in arms]
     command = "python tests/benchmarks/learning.py demo=... work=... " + " ".join(
-        f"{key}={value}" for key, value in settings.items() if key not in ("demo", "work", "arms")
+        f"'{key}={value}'" if " " in value else f"{key}={value}"
+        for key, value in settings.items()
+        if key not in ("demo", "work") and (key, value) != ("arms", "*")
     )
     common = context(command, PACKAGES, "cpu", int(settings["threads"]))
     sides = {(name, system): side for name in names for system, side in sides_of(work, name).items()}

@@ -13,8 +13,8 @@ cut already, so its forms come twice, the second time with the vocabulary that i
 Each measurement is a process of its own that loads one form, scores 64 pairs, then is timed over `pairs` real ones of mixed
 lengths, tokenizing and sorting included; the forms take turns for `rounds` rounds, and medians count. Scores are compared on
 all pairs of `groups_scored` groups. PyTorch scores packed, at most 4,096 tokens a batch, ONNX Runtime sorted in batches of
-four, which `scoring.py` found best. What is computed in bf16 is measured where the processor has its products: elsewhere
-they would take a hundred times as long. Memory is the most that the process had at once, libraries included: a server with ONNX
+four, which `scoring.py` found best. What is computed in bf16 is measured where the processor has its products, and said
+to be left out elsewhere. Memory is the most that the process had at once, libraries included: a server with ONNX
 Runtime needs no PyTorch. What is measured is kept in `work`: the same command goes on where it was stopped.
 """
 
@@ -169,6 +169,9 @@ def report(forms: Sequence[str], measured: dict[str, Any], settings: dict[str, s
             key: trimmed[key] for key in ("languages", "before", "after", "corpus", "unseen")
         }})  # fmt: skip
         table += f"The reranker {NAMES[vocabulary]}:\n\n{markdown(lines, HEAD)}\n{told(trimmed, vocabulary)}\n\n"
+    if left_out := [variant.title for name, variant in VARIANTS.items() if f"own/{name}" not in forms]:
+        entries.append({"benchmark": "sizes-details", "setting": "left out", "left_out": left_out})
+        table += f"Not measured, as this processor has no products in bf16: {'; '.join(left_out)}.\n"
     path = write("sizes", [{**entry, **common} for entry in entries], table.rstrip() + "\n", bars)
     print(f"{table}\n{path}")
 

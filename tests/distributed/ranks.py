@@ -31,7 +31,8 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE = float(os.environ.get("RANKS_DEADLINE", "180"))
-"""Seconds after which a wait is given up and the test fails: far beyond what anything here takes."""
+"""Seconds after which a wait is given up and the test fails: far beyond what anything here takes. The variable is for
+what is broken on purpose."""
 
 T = TypeVar("T")
 

@@ -1,6 +1,7 @@
 """The README's first command, as a user runs it: everything from documents to the exported model, in its quick form.
 
-What the whole of it reaches is measured, and stands in the README: it takes half an hour where a processor has no bfloat16.
+What the whole of it reaches is measured, and stands in the README: it takes half an hour where a processor has no
+bfloat16. It has as many threads as the tests have.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def rows() -> dict[str, dict]:
 
 
 @pytest.mark.timeout(3100)
-def test_the_fine_tuned_model_ranks_far_above_its_untrained_start(printed: str) -> None:
+def test_the_fine_tuned_model_ranks_above_its_untrained_start(printed: str) -> None:
     table = rows()
     assert list(table) == ["without-reranker", "base", "fine-tuned", "fused"]
     differences = json.loads((RUN / "report" / "details.json").read_text("utf-8"))["differences"]
@@ -134,7 +135,8 @@ def test_in_8_bits_it_orders_passages_that_nobody_judged_it_by_as_it_does_in_flo
     agreed = agreement(expected, found)
     assert agreed.pairs > 500
     assert agreed.order > 0.9, agreed  # 95% is asked of the groups that judge; of others it is a little more or less
-    assert agreed.mean < 0.5 * agreed.deviation, agreed  # 12 steps leave scores close to each other
+    # 0.29 was measured: after 12 steps scores lie closer to each other than 8 bits are used to.
+    assert agreed.mean < 0.4 * agreed.deviation, agreed
 
 
 @pytest.mark.timeout(3100)

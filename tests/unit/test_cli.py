@@ -263,6 +263,26 @@ def test_a_mapping_on_the_command_line_stands_for_that_of_a_recipe(
         assert config.data.shards == {"c": {"shards": "z", "weight": 2}}
 
 
+@pytest.mark.parametrize("first", ["data.shards=a", "data.shards=[a]", "data.shards={c: [x]}", "data.shards={a: x}"])
+def test_of_a_key_that_is_given_twice_the_last_one_counts(first: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Any] = []
+    run = run_with(monkeypatch, lambda config: found.append(config) or 0)
+    assert run("train", first, "data.shards={c: {shards: z}}") == 0
+    assert found[0].data.shards == {"c": {"shards": "z"}}
+
+
+def test_words_are_put_in_one_behind_the_other(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found: list[Any] = []
+    run = run_with(monkeypatch, lambda config: found.append(config) or 0)
+    assert run("train", "data.shards=x", "optim.betas=[0.5,0.6]", "optim.betas.1=0.7") == 0
+    assert list(found[0].optim.betas) == [0.5, 0.7]
+    assert line_of(capsys, "train", "data.shards=x", "optim.betas=[0.5,0.6]", "optim.betas.1=b") == (
+        "optim.betas[1]: found 'b', expected [float, float]; say optim.betas=[0.9,0.999], for example"
+    )
+
+
 def test_a_recipe_that_is_no_yaml_is_named_by_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "recipe").mkdir()
     recipe = tmp_path / "recipe" / "broken.yaml"
