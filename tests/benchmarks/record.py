@@ -176,12 +176,13 @@ def commit() -> str:
 
 
 def write(name: str, entries: Sequence[Mapping[str, Any]], table: str, bars: Mapping[str, Mapping[str, float]]) -> Path:
-    """Leave NAME-DATE.json, .md and .png among the records; the path of the first."""
+    """Leave NAME-DATE.json, .md and, where there are bars, .png among the records; the path of the first."""
     RECORDS.mkdir(exist_ok=True)
     path = RECORDS / f"{name}-{time.strftime('%Y-%m-%d')}.json"
     path.write_text(json.dumps(entries, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     path.with_suffix(".md").write_text(table, encoding="utf-8")
-    plot(bars, path.with_suffix(".png"))
+    if bars:
+        plot(bars, path.with_suffix(".png"))
     return path
 
 
