@@ -1,14 +1,15 @@
 """What the demo's model learns on the demo's groups: ours, FlagEmbedding, and ours with one lever more or less.
 
-    python tests/benchmarks/learning.py demo=runs/demo work=DIR [steps=50] [precision=fp32] [sample=600] [threads=2]
-        [arms=PATTERN,...] [record=learning]
+    python tests/benchmarks/learning.py demo=runs/demo work=DIR [recipe=demo] [steps=50] [precision=fp32] [sample=600]
+        [threads=2] [arms=PATTERN,...] [record=learning]
 
 `demo` is the directory that `launch/demo.sh` leaves. All arms take the same number of steps of 32 groups from the same
 weights with the same seed, learning rates, weight decay and clipping, without dropout, in the same precision (bf16 wants
 a processor that has its products), and their last weights count: no dev set chooses. FlagEmbedding and "reference" see
 exactly the same passages in the same order (`learning_inputs.py`), both with the listwise cross-entropy of the labels;
 the first few steps in float32, taken once more where the precision is another, must have the same losses. The other
-arms are `recipe=demo` on the demo's shards, but for what their name says. Each is judged on the same held-out queries by
+arms are the recipe (demo, or ko_docs with its longer groups) on the demo's shards, but for what their name says; groups
+and pairs of all arms have the sizes that the recipe gives them. Each is judged on the same held-out queries by
 `reranker evaluate`. What is measured is kept in `work`: the same command goes on where it was stopped, `arms` (patterns
 of names) adds some at a time. Out: records/RECORD-DATE.json, .md and .png
 of all that `work` has, so that another record wants another `work`.
@@ -30,17 +31,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.benchmarks import learning_report
 from tests.benchmarks.learning_arms import ARMS, BASE, PEER, REFERENCE, Arm, report_of, slug
-from tests.benchmarks.learning_inputs import GROUPS, LENGTH, PASSAGES, RANDOM_WARMUP, prepare
+from tests.benchmarks.learning_inputs import GROUPS, prepare, shape_of
 from tests.benchmarks.record import SEED, Measured, command_line, environment_of, run_watched
 
 HERE = Path(__file__).resolve().parent
 
 
 def main() -> None:
-    settings = {"steps": "50", "precision": "fp32", "sample": "600", "threads": "2", "arms": "*", "record": "learning",
+    settings = {"steps": "50", "precision": "fp32", "sample": "600", "threads": "2", "arms": "*", "record": "learning", "recipe": "demo",
                 **command_line(sys.argv[1:])}  # fmt: skip
     work, demo = Path(settings["work"]).resolve(), Path(settings["demo"]).resolve()
-    prepare(demo, work, int(settings["steps"]), settings["precision"])
+    prepare(demo, work, int(settings["steps"]), settings["precision"], settings["recipe"])
     measured = Measured(work / "measured.jsonl")
     patterns = settings["arms"].split(",")
     chosen = [arm for arm in ARMS if any(fnmatch.fnmatch(arm.name, pattern) for pattern in patterns)]
@@ -90,18 +91,21 @@ class Run:
     def _flagembedding(self, run_dir: Path, precision: str, steps: int) -> dict[str, Any]:
         command = [
             sys.executable, str(HERE / "learning_peer.py"), f"work={self.work}", f"output={run_dir}", f"steps={steps}",
-            f"precision={precision}", "micro=4",
+            f"precision={precision}", f"recipe={self.settings['recipe']}", "micro=4",
         ]  # fmt: skip
         finished = self._run(command, f"train-{run_dir.name}")
         return {"failed": finished.failed} if finished.failed else json.loads(finished.out.splitlines()[-1])
 
     def _ours(self, arm: Arm, run_dir: Path, precision: str, steps: int) -> dict[str, Any]:
         shards = self.work / "ordered" if arm.data == "ordered" else self.demo / "shards"
+        shape = shape_of(self.settings["recipe"])
         command = [
-            sys.executable, "-m", "reranker", "train", "recipe=demo", f"run_dir={run_dir}", "train.device=cpu",
+            sys.executable, "-m", "reranker", "train", f"recipe={self.settings['recipe']}", f"run_dir={run_dir}",
+            "train.device=cpu",
             f"model.name={self.work / 'model'}", f"data.shards={shards}", "data.dev=null", f"train.seed={SEED}",
-            f"data.group_size={PASSAGES}", f"data.max_length={LENGTH}", f"batch.groups={GROUPS}",
-            f"data.negatives.warmup={RANDOM_WARMUP}", f"train.max_steps={steps}", "train.epochs=100", "tracking=none",
+            f"data.group_size={shape.passages}", f"data.max_length={shape.length}", f"batch.groups={GROUPS}",
+            f"data.negatives.warmup={shape.random_warmup}", f"train.max_steps={steps}", "train.epochs=100",
+            "tracking=none",
             f"precision={precision}", "batch.policy=tokens", "batch.tokens=4096", *arm.options,
         ]  # fmt: skip
         finished = self._run(command, f"train-{run_dir.name}")
@@ -119,7 +123,7 @@ class Run:
         command = [
             sys.executable, "-m", "reranker", "evaluate", f"model={self.model(arm)}", f"output={report}",
             f"corpus={self.demo / 'data' / 'corpus.jsonl'}", f"queries={self.demo / 'data' / 'queries.jsonl'}",
-            f"sample={self.settings['sample']}", f"max_length={LENGTH}",
+            f"sample={self.settings['sample']}", f"max_length={shape_of(self.settings['recipe']).length}",
             f"precision={self.settings['precision']}", "device=cpu",
         ]  # fmt: skip
         finished = self._run(command, f"evaluate-{slug(arm.name)}")

@@ -5,24 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.benchmarks.learning_inputs import PASSAGES
-
 
 @dataclass(frozen=True)
 class Arm:
-    """What is trained: the settings in which it differs from `recipe=demo`.
+    """What is trained: the settings in which it differs from the recipe.
 
     Attributes:
         of: the arm that it has one lever more or less than, as the table groups them.
         data: "shards", the demo's own, or "ordered", what FlagEmbedding reads.
-        passages: of a group.
     """
 
     name: str
     options: tuple[str, ...]
     of: str = ""
     data: str = "shards"
-    passages: int = PASSAGES
 
 
 LABELS_ONLY = ("loss.labels=1.0", "loss.distillation=0.0")
@@ -44,7 +40,7 @@ ARMS = (
     Arm("preset, temperature 0.05", ("loss.temperature=0.05",), PRESET),
     Arm("preset, lambdaloss", ("loss.by_label=lambdaloss",), PRESET),
     Arm("preset, negatives by score", ("data.negatives.score_temperature=0.05",), PRESET),
-    Arm("preset, groups of 8", ("data.group_size=8",), PRESET, passages=8),
+    Arm("preset, groups of 8", ("data.group_size=8",), PRESET),
     Arm("preset, random decay", ("data.negatives.decay=0.4",), PRESET),
     Arm("reference, ranknet", (*LABELS_ONLY, "loss.by_label=ranknet"), REFERENCE),
     Arm("reference, own texts", LABELS_ONLY, REFERENCE),

@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,42 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.benchmarks.record import ROOT, SEED
 from tests.benchmarks.training_inputs import write_model
 
-GROUPS, PASSAGES, LENGTH = 32, 5, 128
-"""Groups of an optimizer step, passages of a group, tokens of a pair at most, as `recipe=demo` has them."""
+GROUPS = 32
+"""Groups of an optimizer step."""
 LR, LR_WARMUP, WEIGHT_DECAY, CLIP = 2e-4, 0.1, 0.01, 1.0
-RANDOM_WARMUP = 0.1
-"""Share of the steps in which negatives are random."""
+RECIPES = ("demo", "ko_docs")
+"""Those that train on the demo's groups, with the rates above."""
 
 
-def prepare(demo: Path, work: Path, steps: int, precision: str) -> None:
+@dataclass(frozen=True)
+class Shape:
+    """What a recipe shows of the groups.
+
+    Attributes:
+        passages: of a group. length: tokens of a pair at most.
+        random_warmup: share of the steps in which negatives are random.
+    """
+
+    passages: int
+    length: int
+    random_warmup: float
+
+
+def shape_of(recipe: str) -> Shape:
+    """The shape that a recipe has in conf/recipe. Exits for one that does not train on the demo's groups."""
+    from omegaconf import OmegaConf
+
+    if recipe not in RECIPES:
+        raise SystemExit(f"recipe={recipe}: found no recipe of the demo's groups, expected one of {', '.join(RECIPES)}")
+    found: Any = OmegaConf.load(ROOT / "conf" / "recipe" / f"{recipe}.yaml")
+    assert (found.optim.lr, found.optim.warmup, found.batch.groups) == (LR, LR_WARMUP, GROUPS), f"other rates: {recipe}"
+    return Shape(found.data.group_size, found.data.max_length, found.data.negatives.warmup)
+
+
+def prepare(demo: Path, work: Path, steps: int, precision: str, recipe: str) -> None:
     """Write the inputs of `steps` optimizer steps from the directory of a demo; nothing where they are there already."""
-    asked = {"demo": str(demo), "steps": steps, "precision": precision}
+    asked = {"demo": str(demo), "steps": steps, "precision": precision, "recipe": recipe}
+    shape = shape_of(recipe)
     done = work / "inputs.json"
     if done.exists():
         if (known := json.loads(done.read_text("utf-8"))["asked"]) != asked:
@@ -44,16 +71,17 @@ def prepare(demo: Path, work: Path, steps: int, precision: str) -> None:
         return
     work.mkdir(parents=True, exist_ok=True)
     write_model({"model": str(demo / "base")}, work / "model")
-    shown, same = shown_groups(work / "model", demo / "shards", steps)
+    shown, same = shown_groups(work / "model", demo / "shards", steps, shape)
     lines = [json.dumps(group, ensure_ascii=False) + "\n" for group in shown]
     (work / "ordered.jsonl").write_text("".join(lines), encoding="utf-8")
     write_shards(work, lines)
-    check_shards(work, shown)
-    found = {"asked": asked, "groups": len(shown), "pairs": len(shown) * PASSAGES, "pairs_with_the_demos_tokens": same}
+    check_shards(work, shown, shape)
+    pairs = len(shown) * shape.passages
+    found = {"asked": asked, "groups": len(shown), "pairs": pairs, "pairs_with_the_demos_tokens": same}
     done.write_text(json.dumps(found), encoding="utf-8")
 
 
-def data_of(model: Path, shards: Path, steps: int, random_warmup: float) -> Any:
+def data_of(model: Path, shards: Path, steps: int, shape: Shape) -> Any:
     """The product's own `DataSet`: which group stands where, and what it shows."""
     import torch
 
@@ -65,19 +93,20 @@ def data_of(model: Path, shards: Path, steps: int, random_warmup: float) -> Any:
     config = TrainConfig()
     config.precision.name = Precision.fp32  # auto asks all ranks, and here is no group of them
     config.model.name, config.data.shards = str(model), str(shards)
-    config.data.group_size, config.data.max_length, config.data.negatives.warmup = PASSAGES, LENGTH, random_warmup
+    config.data.group_size, config.data.max_length = shape.passages, shape.length
+    config.data.negatives.warmup = shape.random_warmup
     config.train.seed, config.train.epochs, config.train.max_steps = SEED, 100, steps
     return prepare_job(config, Ranks(0, 1, torch.device("cpu"), None), lambda *_: None, lambda *_: None)[0].data
 
 
-def shown_groups(model: Path, shards: Path, steps: int) -> tuple[list[dict[str, Any]], int]:
+def shown_groups(model: Path, shards: Path, steps: int, shape: Shape) -> tuple[list[dict[str, Any]], int]:
     """(the groups of every step in order with the passages they show, of how many pairs the tokens are the demo's)."""
     from transformers import AutoTokenizer
 
     from reranker.data.plan import plan_fixed, steps_per_epoch
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    data = data_of(model, shards, steps, RANDOM_WARMUP)
+    data = data_of(model, shards, steps, shape)
     found, same = [], 0
     for number in range(steps):
         epoch, step = divmod(number, steps_per_epoch(data.positions, GROUPS))
@@ -89,7 +118,7 @@ def shown_groups(model: Path, shards: Path, steps: int) -> tuple[list[dict[str, 
             passages = data.passages(place, group, planned)
             assert passages.positives == 1
             pairs = data.tokenizer.encode(group.query, passages.texts)
-            query, texts = settled_pairs(tokenizer, group.query, passages.texts)
+            query, texts = settled_pairs(tokenizer, group.query, passages.texts, shape.length)
             again = data.tokenizer.encode(query, texts)
             # What a peer's tokenizer makes of the pair, which does not cut it.
             assert [pair.ids for pair in again] == [tokenizer(query, text)["input_ids"] for text in texts]
@@ -98,11 +127,11 @@ def shown_groups(model: Path, shards: Path, steps: int) -> tuple[list[dict[str, 
     return found, same
 
 
-def settled_pairs(tokenizer: Any, query: str, passages: Sequence[str]) -> tuple[str, list[str]]:
-    """Query and passages, each cut to its place in a pair of LENGTH tokens, as texts that stay what they are."""
-    query = settled(tokenizer, query, LENGTH)
+def settled_pairs(tokenizer: Any, query: str, passages: Sequence[str], length: int) -> tuple[str, list[str]]:
+    """Query and passages, each cut to its place in a pair of so many tokens, as texts that stay what they are."""
+    query = settled(tokenizer, query, length)
     used = len(tokenizer(query, add_special_tokens=False)["input_ids"])
-    room = LENGTH - tokenizer.num_special_tokens_to_add(pair=True) - used
+    room = length - tokenizer.num_special_tokens_to_add(pair=True) - used
     assert used <= room, f"a query of {used} tokens, of which longest_first would cut some"
     return query, [settled(tokenizer, passage, room) for passage in passages]
 
@@ -133,11 +162,11 @@ def write_shards(work: Path, lines: Sequence[str]) -> None:
     )  # fmt: skip
 
 
-def check_shards(work: Path, shown: Sequence[dict[str, Any]]) -> None:
+def check_shards(work: Path, shown: Sequence[dict[str, Any]], shape: Shape) -> None:
     """Ours will show exactly these groups in exactly this order."""
     from reranker.data.plan import plan_fixed
 
-    data = data_of(work / "model", work / "ordered", len(shown) // GROUPS, 0.0)
+    data = data_of(work / "model", work / "ordered", len(shown) // GROUPS, replace(shape, random_warmup=0.0))
     for position, expected in enumerate(shown):
         planned = plan_fixed(0, position // GROUPS, data.positions, GROUPS, GROUPS, 1)
         place = data.locate(0, position)

@@ -1,6 +1,6 @@
 """FlagEmbedding trained on the groups of the learning benchmark, in this process; its losses as JSON on the last line.
 
-    python tests/benchmarks/learning_peer.py work=DIR output=DIR steps=50 precision=bf16 micro=4
+    python tests/benchmarks/learning_peer.py work=DIR output=DIR recipe=demo steps=50 precision=bf16 micro=4
 
 Its encoder-only runner with the weights, groups, order, shown passages, learning rates, weight decay, clipping and seed of
 ours, dropout 0. Texts were cut beforehand, so its own limits cut nothing. One thing is set in its trainer: the rate of a
@@ -26,7 +26,7 @@ from FlagEmbedding.abc.finetune.reranker import (
 from FlagEmbedding.finetune.reranker.encoder_only.base import EncoderOnlyRerankerRunner
 
 from reranker.train.schedule import learning_rate
-from tests.benchmarks.learning_inputs import CLIP, GROUPS, LENGTH, LR, LR_WARMUP, PASSAGES, WEIGHT_DECAY
+from tests.benchmarks.learning_inputs import CLIP, GROUPS, LR, LR_WARMUP, WEIGHT_DECAY, shape_of
 from tests.benchmarks.record import SEED, command_line
 from tests.benchmarks.training_peers import Steps
 
@@ -34,12 +34,12 @@ from tests.benchmarks.training_peers import Steps
 def main() -> None:
     settings = command_line(sys.argv[1:])
     work, output, total = Path(settings["work"]), settings["output"], int(settings["steps"])
-    micro, steps = int(settings["micro"]), Steps()
+    micro, steps, shape = int(settings["micro"]), Steps(), shape_of(settings["recipe"])
     runner = EncoderOnlyRerankerRunner(
         model_args=AbsRerankerModelArguments(model_name_or_path=str(work / "model")),
         data_args=AbsRerankerDataArguments(
-            train_data=[str(work / "ordered.jsonl")], cache_path=str(work / "datasets"), train_group_size=PASSAGES,
-            query_max_len=LENGTH, passage_max_len=512 - LENGTH,
+            train_data=[str(work / "ordered.jsonl")], cache_path=str(work / "datasets"), train_group_size=shape.passages,
+            query_max_len=shape.length, passage_max_len=512 - shape.length,
         ),
         training_args=AbsRerankerTrainingArguments(
             output_dir=output, per_device_train_batch_size=micro, gradient_accumulation_steps=GROUPS // micro,

@@ -24,7 +24,7 @@ from reranker.evaluate.compare import compare, read_side
 from reranker.evaluate.metrics import estimate
 from reranker.evaluate.statistics import holm, told_p
 from tests.benchmarks.learning_arms import BASE, PEER, PRESET, REFERENCE, report_of
-from tests.benchmarks.learning_inputs import GROUPS, LENGTH, LR
+from tests.benchmarks.learning_inputs import GROUPS, LR, shape_of
 from tests.benchmarks.record import RECORDS, SEED, context, markdown
 from tests.benchmarks.training_report import TOLERANCE
 
@@ -56,9 +56,11 @@ def report(arms: Sequence[Any], measured: dict[str, Any], settings: dict[str, st
     agreed = losses_agree(measured, "train" if settings["precision"] == "fp32" else "fp32")
     inputs = json.loads((work / "inputs.json").read_text("utf-8"))
     inputs["asked"]["demo"] = Path(inputs["asked"]["demo"]).name  # where it lies is nobody's business
+    shape = shape_of(settings["recipe"])
     details = {
-        "benchmark": "learning-details", "queries": len(shared), "groups_per_step": GROUPS,
-        "steps": int(settings["steps"]), "learning_rate": LR, "max_length": LENGTH, "dropout": 0.0,
+        "benchmark": "learning-details", "recipe": settings["recipe"], "passages_of_a_group": shape.passages,
+        "queries": len(shared), "groups_per_step": GROUPS,
+        "steps": int(settings["steps"]), "learning_rate": LR, "max_length": shape.length, "dropout": 0.0,
         "precision": settings["precision"],
         "inputs": inputs, "losses_in_float32": agreed,
         "rows": {f"{name}: {system}": row for (name, system), row in rows.items()},
