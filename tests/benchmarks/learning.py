@@ -38,8 +38,10 @@ HERE = Path(__file__).resolve().parent
 
 
 def main() -> None:
-    settings = {"steps": "50", "precision": "fp32", "sample": "600", "threads": "2", "arms": "*", "record": "learning", "recipe": "demo",
-                **command_line(sys.argv[1:])}  # fmt: skip
+    settings = {
+        "recipe": "demo", "steps": "50", "precision": "fp32", "sample": "600", "threads": "2", "arms": "*",
+        "record": "learning", **command_line(sys.argv[1:]),
+    }  # fmt: skip
     work, demo = Path(settings["work"]).resolve(), Path(settings["demo"]).resolve()
     prepare(demo, work, int(settings["steps"]), settings["precision"], settings["recipe"])
     measured = Measured(work / "measured.jsonl")

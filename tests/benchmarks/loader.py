@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import random
 import shutil
 import statistics
@@ -28,14 +27,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-GROUPS, PASSAGES, SEED, LENGTH = 4, 3, 42, 512
+from tests.benchmarks.record import ROOT, SEED, compared, context, markdown, write
+
+GROUPS, PASSAGES, LENGTH = 4, 3, 512
 MEASURED, WARM = 300, 20
 """Micro-batches of a measurement of speed, and those taken before it."""
 CONTESTANTS = ("reranker", "webdataset", "mosaicml-streaming", "datasets")
@@ -45,6 +44,8 @@ _RESUME = {
     "mosaicml-streaming": "StreamingDataLoader.load_state_dict",
     "datasets": "IterableDataset.load_state_dict, its shuffle buffer filled anew",
 }
+_UNITS = {"groups_per_second": "groups/s, one worker", "memory": "MB"}
+"""Of what is not in seconds."""
 
 
 def main() -> None:
@@ -64,11 +65,12 @@ def main() -> None:
                 ).items():
                     found[name].setdefault(key, []).append(value)
                 print(f"{name:20} {mode:7} {found[name]}", file=sys.stderr, flush=True)
-    record = report(found, settings, work, peers)
-    path = Path(__file__).parent / "records" / f"loader-{time.strftime('%Y-%m-%d')}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(json.dumps(record["median"], indent=1))
+    entries, table = report(found, int((work / "done").read_text("utf-8")), versions_beside(peers))
+    bars = {"Tokenized groups per second, one worker": {
+        "ours" if name == "reranker" else name: statistics.median(rows["groups_per_second"])
+        for name, rows in found.items()
+    }}  # fmt: skip
+    print(f"{table}\n{write('loader', entries, table, bars)}")
 
 
 def prepare(groups: str, tokenizer: str, work: Path, copies: int, peers: str) -> None:
@@ -296,45 +298,32 @@ def datasets_(work: Path, skipped: int) -> Any:
 
 
 def report(
-    found: dict[str, dict[str, list[float]]], settings: dict[str, str], work: Path, peers: str
-) -> dict[str, Any]:
-    medians = {name: {key: statistics.median(values) for key, values in rows.items()} for name, rows in found.items()}
-    own = medians["reranker"]
-    ratios = {
-        name: {key: round(value / own[key], 3) for key, value in rows.items()}
-        for name, rows in medians.items() if name != "reranker"
-    }  # fmt: skip
-    versions = {name: version(name) for name in ("torch", "webdataset", "tokenizers", "datasets")}
+    found: dict[str, dict[str, list[float]]], groups: int, peer_versions: dict[str, str]
+) -> tuple[list[dict[str, Any]], str]:
+    """(the entries of the record: each measure beside each peer, then all rounds; the table)."""
+    own = found["reranker"]
+    common = context("python tests/benchmarks/loader.py groups=... tokenizer=... work=... peers=...",
+                     ("torch", "webdataset", "tokenizers", "datasets"), "cpu", 1)  # fmt: skip
+    common["versions"] |= peer_versions
+    entries: list[dict[str, Any]] = [
+        {"benchmark": "loader", "peer": name, "setting": measure, **compared(own[measure], rows[measure]),
+         "unit": _UNITS.get(measure, "s"), **common}
+        for measure in own for name, rows in found.items() if name != "reranker"
+    ]  # fmt: skip
+    table = markdown(
+        [[one["setting"], one["peer"], one["ours"], one["theirs"], one["ratio"], one["unit"]] for one in entries],
+        ["measure", "peer", "ours", "theirs", "ours / theirs", "unit"],
+    )
+    rounds = {name: {key: [round(value, 4) for value in values] for key, values in rows.items()}
+              for name, rows in found.items()}  # fmt: skip
+    details = {"benchmark": "loader-details", "groups": groups, "resume_by": _RESUME, "rounds": rounds, **common}
+    return [*entries, details], table
+
+
+def versions_beside(peers: str) -> dict[str, str]:
     code = "from importlib.metadata import version; print(version('mosaicml-streaming'), version('torch'))"
     told = subprocess.run([peers, "-c", code], check=True, capture_output=True, text=True).stdout.split()
-    versions |= {"mosaicml-streaming": told[0], "torch beside it": told[1]}
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return {
-        "benchmark": "loader",
-        "date": time.strftime("%Y-%m-%d"),
-        "commit": commit.stdout.strip(),
-        "command": "python tests/benchmarks/loader.py groups=... tokenizer=... work=... peers=...",
-        "seed": SEED,
-        "groups": int((work / "done").read_text("utf-8")),
-        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.platform(terse=True)},
-        "versions": {"python": platform.python_version(), **versions},
-        "units": {"groups_per_second": "groups/s, one worker", "memory": "MB", "others": "s"},
-        "resume_by": _RESUME,
-        "median": {name: {key: round(value, 4) for key, value in rows.items()} for name, rows in medians.items()},
-        "ratio_to_ours": ratios,
-        "all": {
-            name: {key: [round(v, 4) for v in values] for key, values in rows.items()} for name, rows in found.items()
-        },
-    }
-
-
-def _cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
+    return {"mosaicml-streaming": told[0], "torch beside it": told[1]}
 
 
 if __name__ == "__main__":
