@@ -170,6 +170,9 @@ def check_train(config: TrainConfig) -> None:
             f"at most data.max_length - 5 = {data.max_length - 5}, to leave room for the passage",
             "lower it or raise data.max_length",
         )
+    if data.origin is not None and (lines := len(data.origin.strip().splitlines())) != 1:
+        raise UserError("data.origin", f"{lines} lines" if lines else "an empty text", "one line for the model card",
+                        "write one, or say data.origin=null")  # fmt: skip
     if data.positives >= data.group_size:
         raise UserError("data.positives", str(data.positives), f"less than data.group_size = {data.group_size}, as a "
                         "positive is told from negatives", "lower it or raise data.group_size")  # fmt: skip

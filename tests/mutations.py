@@ -830,6 +830,31 @@ MUTATIONS = [
         "tests/unit/test_card.py::test_each_language_has_every_text_with_the_same_facts",
     ),
     Mutation(
+        "a card does not tell what was packed", "export/origin.py",
+        'made = of.get("from") if isinstance(of.get("from"), Mapping) else {}', "made = {}",
+        "tests/unit/test_card.py::test_the_file_that_the_groups_come_from_is_told_by_its_name_and_sha256",
+    ),
+    Mutation(
+        "a card tells where a file lay", "export/origin.py",
+        'replace("`", "\'"))[-1]', 'replace("`", "\'"))[0]',
+        "tests/unit/test_card.py::test_a_manifest_of_others_can_neither_break_the_card_nor_name_a_directory",
+    ),
+    Mutation(
+        "the sha256 of locations passes for that of a file", "export/origin.py",
+        "tars = _TARS.fullmatch(name) is not None", "tars = False",
+        "tests/unit/test_card.py::test_an_index_is_told_without_the_sha256_of_its_locations",
+    ),
+    Mutation(
+        "the user's words of the data are HTML in the card", "export/origin.py",
+        '|(?=<[A-Za-z/!?])")', '")',
+        "tests/unit/test_card.py::test_no_origin_breaks_the_card_around_it",
+    ),
+    Mutation(
+        "a training with another origin is refused", "checks.py",
+        '"data.query_prefix", "data.passage_prefix",', '"data.query_prefix", "data.passage_prefix", "data.origin",',
+        "tests/distributed/test_resume.py::test_another_origin_changes_the_model_card_and_nothing_else",
+    ),
+    Mutation(
         "a push overwrites what was committed meanwhile", "export/push.py",
         "            parent_commit=before.sha,\n", "",
         "tests/unit/test_push.py::test_a_commit_of_somebody_else_in_between_is_not_overwritten",

@@ -58,6 +58,8 @@ class DataConfig:
     """Directory or URL of shards, or a mixture: {a: DIR, b: {shards: DIR, weight: 0.5}}"""
     dev: Optional[str] = None
     """Groups (jsonl) on which checkpoints are selected; null: the last checkpoint is the model"""
+    origin: Optional[str] = None
+    """Where the groups come from and under which licence, in one line of words, for the model card"""
     group_size: int = 3
     """Passages of a group in the loss: positives and the rest negatives"""
     positives: int = 1

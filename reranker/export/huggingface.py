@@ -41,6 +41,7 @@ from reranker.export.directory import check_output, finish, save
 from reranker.export.gate import Try, gate_of_export
 from reranker.export.model_card import LICENSES, CardFacts, model_card
 from reranker.export.onnx import FILE, check_packages, write_onnx
+from reranker.export.origin import sources_of
 from reranker.export.performance import performance_of
 from reranker.export.quantize import INT8_FILE, Agreement, read_judges, write_int8
 from reranker.export.reload import check_reload
@@ -230,7 +231,7 @@ def _facts(
     on_hub = not Path(base).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", base) is not None
     # An evaluation's records are named for the tracker, "eval/mrr"; a checkpoint between two has none.
     dev = {name.removeprefix("eval/"): value for name, value in (state.get("metrics") or {}).items()}
-    sources = _sources(state)
+    sources = sources_of(state)
     return CardFacts(
         name=settings["name"],
         base=base if on_hub else Path(base).name,
@@ -240,7 +241,7 @@ def _facts(
         parameters=parameters,
         settings=settings,
         license=LICENSES.get(base) if on_hub else _license(Path(base) / "README.md"),
-        groups=sum(groups for groups, _ in sources.values()) if sources else _packed_groups(settings),
+        groups=sum(source.groups for source in sources.values()) if sources else _packed_groups(settings),
         sources=sources,
         fingerprint=(state.get("cursor") or {}).get("fingerprint"),
         step=state.get("step"),
@@ -255,13 +256,6 @@ def _facts(
         dev={name: dev[name] for name in METRICS if name in dev},
         versions=state.get("versions") or {},
     )
-
-
-def _sources(state: dict[str, Any]) -> dict[str, tuple[int, float]]:
-    """{name: (groups, weight)} of the training data, as the checkpoint describes them."""
-    told = (state.get("description") or {}).get("data.shards") or {}
-    of_names = {"": told} if isinstance(told.get("groups"), int) else told  # one source alone has no name
-    return {name: (of["groups"], of["weight"]) for name, of in of_names.items()}
 
 
 def _packed_groups(settings: dict[str, Any]) -> int | None:

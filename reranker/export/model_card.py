@@ -17,9 +17,10 @@ from reranker.data.tokenize import Contract
 from reranker.evaluate.regression_gate import Verdict
 from reranker.evaluate.statistics import told_p
 from reranker.evaluate.table import title as title_of
-from reranker.export import gate, passages
+from reranker.export import gate, origin, passages
 from reranker.export.card_training import training_rows
 from reranker.export.card_words import LANGUAGES, Words
+from reranker.export.origin import Source
 from reranker.export.performance import Performance
 from reranker.export.quantize import Agreement
 from reranker.export.usage import usage
@@ -48,7 +49,7 @@ class CardFacts:
         settings: the resolved training config, nested as TrainConfig; keys may be missing.
         license: an SPDX-like name of the Hugging Face hub, or None.
         groups: in the training data, or None.
-        sources: of a mixture of training data, name -> (groups, weight).
+        sources: of the training data, by their names; one alone has the name "".
         fingerprint: of the training data, or None.
         step, epoch, groups_seen: of the chosen checkpoint, or None.
         world, precision, stage: ranks, precision and ZeRO stage that the training ran with, or None; the
@@ -73,7 +74,7 @@ class CardFacts:
     settings: Mapping[str, Any] = field(default_factory=dict)
     license: str | None = None
     groups: int | None = None
-    sources: Mapping[str, tuple[int, float]] = field(default_factory=dict)
+    sources: Mapping[str, Source] = field(default_factory=dict)
     fingerprint: str | None = None
     step: int | None = None
     epoch: float | None = None
@@ -132,15 +133,15 @@ def _usage(facts: CardFacts, say: Words) -> str:
 
 
 def _data(facts: CardFacts, say: Words) -> str:
+    data = facts.settings.get("data", {})
     told = [say("data.some") if facts.groups is None else say("data.groups", groups=facts.groups)]
-    if len(facts.sources) > 1:
-        each = (say("data.source", name=name, groups=groups, weight=weight)
-                for name, (groups, weight) in facts.sources.items())  # fmt: skip
-        told.append(say("data.sources", sources=", ".join(each)))
-    told += passages.sentences(facts.settings.get("data", {}), say)
+    if known := origin.sentence(facts.sources, say):
+        told.append(known)
+    told += passages.sentences(data, say)
     if facts.fingerprint:
         told.append(say("data.fingerprint", fingerprint=facts.fingerprint))
-    return f"## {say('data.title')}\n\n" + " ".join(told)
+    own = origin.own_words(data.get("origin"))
+    return "\n\n".join([f"## {say('data.title')}", *([own] if own else []), " ".join(told)])
 
 
 def _performance(facts: CardFacts, say: Words) -> str:

@@ -208,6 +208,7 @@ TRAIN_MISTAKES: dict[str, str | tuple[str, str]] = {
     "data.query_max_length=46": "data.query_max_length: found 46, expected at most data.max_length - 5 = 43, to leave room for the passage; lower it or raise data.max_length",
     "data.passage_max_length=0": "data.passage_max_length: found 0, expected 1 or more; change the value",
     "data.passage_max_length=3 data.passage_prefix=abc": "data.passage_prefix: found 4 tokens, expected fewer than the 3 that a passage has in a long pair; shorten it or raise data.max_length",
+    "data.origin=": "data.origin: found an empty text, expected one line for the model card; write one, or say data.origin=null",
     "data.group_size=1": "data.group_size: found 1, expected 2 or more; change the value",
     "optim.lr=-1": "optim.lr: found -1.0, expected 0 or more; change the value",
     "optim.betas=[0.9,1]": "optim.betas: found [0.9,1], expected two numbers of at least 0 and below 1; say optim.betas=[0.9,0.999]",

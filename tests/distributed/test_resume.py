@@ -440,3 +440,36 @@ def test_resume_goes_on_in_the_same_tracking_run(inputs: Inputs, tmp_path: Path)
     files = sorted(path.name for path in moved.glob("wandb/offline-run-*/run-*.wandb"))
     assert files == [f"run-{run_id}.wandb"] * 2
     assert json.loads((last_checkpoint(moved) / "state.json").read_text("utf-8"))["tracking_run_id"] == run_id
+
+
+def test_another_origin_changes_the_model_card_and_nothing_else(inputs: Inputs, tmp_path: Path) -> None:
+    silent, told = tmp_path / "silent", tmp_path / "told"
+
+    def trained(run: Path, epochs: int, origin: str = "null") -> str:
+        values = topology_free("zero1") | {"train.epochs": epochs, "data.origin": origin}
+        (rank,) = train(1, inputs.overrides(run, **values))
+        assert "data.origin" not in rank.err
+        return rank.out
+
+    def data_of(run: Path) -> str:
+        return (run / "model" / "README.md").read_text("utf-8").split("## Data\n\n")[1].split("\n\n## ")[0]
+
+    trained(silent, 1)
+    trained(told, 1, '"Of the first kind."')
+    known = "The training data are 90 groups: a query with its positive and negative passages. They come from `groups.jsonl`."
+    assert data_of(silent).startswith(known)
+    assert data_of(told).startswith(f"Of the first kind.\n\n{known}")
+    before = snapshot(told / "checkpoints")
+    assert "all 4 steps were trained before" in trained(told, 1, '"Of the second kind."')
+    assert snapshot(told / "checkpoints") == before
+    assert data_of(told).startswith(f"Of the second kind.\n\n{known}")
+    for run, origin in ((silent, "null"), (told, '"Of the third kind."')):
+        trained(run, 2, origin)
+    assert data_of(told).startswith(f"Of the third kind.\n\n{known}")
+    assert trajectory(told) == trajectory(silent)
+    weights = [(run / "model" / "model.safetensors").read_bytes() for run in (silent, told)]
+    assert weights[0] == weights[1]
+    states = [read_state(last_checkpoint(run)) for run in (silent, told)]
+    assert states[0]["step"] == 8
+    for what in ("cursor", "identity", "description"):
+        assert states[0][what] == states[1][what]

@@ -13,27 +13,34 @@ from typing import Any
 import pytest
 
 from reranker import cli
-from reranker.config.common import LabelLoss, TeacherLoss
+from reranker.config.common import LabelLoss, Precision, TeacherLoss
+from reranker.config.shards import IndexConfig, PackConfig
+from reranker.data.manifest import load_manifest
 from reranker.data.tokenize import Contract
+from reranker.demo import corpus
 from reranker.evaluate.regression_gate import Paired, Rule, Verdict, judge
 from reranker.export.card_words import LANGUAGES, Words, texts
 from reranker.export.huggingface import _facts
 from reranker.export.model_card import CardFacts, model_card
+from reranker.export.origin import Source
 from reranker.export.passages import rows, sentences
 from reranker.export.performance import Performance
 from reranker.export.quantize import Agreement
 from reranker.export.usage import usage
+from reranker.files import sha256
+from reranker.groups import Group, write_groups
+from reranker.prepare.foreign import index_command
+from reranker.prepare.pack import pack_command
 
+ORIGIN = "Triplets of a shop's own questions, CC0-1.0."
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "card.txt"
 
 
-def recipe_settings() -> dict[str, Any]:
-    """What recipe=ko_reranker comes to."""
+def recipe_settings(recipe: str = "ko_reranker") -> dict[str, Any]:
+    """What a recipe comes to."""
     seen: list[Any] = []
-    assert (
-        cli.run_command("train", ["recipe=ko_reranker", "data.shards=shards"], lambda config: seen.append(config) or 0)
-        == 0
-    )
+    words = [f"recipe={recipe}", "data.shards=shards"]
+    assert cli.run_command("train", words, lambda config: seen.append(config) or 0) == 0
     settings: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(seen[0]), default=lambda member: member.name))
     return settings
 
@@ -53,6 +60,7 @@ def verdict(lost: float) -> Verdict:
 def reference(**changed: Any) -> CardFacts:
     """A run of the reference recipe, with every fact that a card can have."""
     settings = recipe_settings()
+    settings["data"]["origin"] = ORIGIN
     metrics = ("has_right_in_contexts", "mrr", "ndcg@10")
     systems = {"without-reranker": 0.5, "base": 0.6, "fine-tuned": 0.7, "fused": 0.71}
     found = Performance(
@@ -63,7 +71,8 @@ def reference(**changed: Any) -> CardFacts:
     )  # fmt: skip
     facts = CardFacts(
         name="ko-reranker", base=settings["model"]["name"], base_on_hub=True, contract=Contract(), dtype="fp16",
-        parameters=559_891_457, settings=settings, license="mit", groups=499_184, fingerprint="c3e468c8e5389036",
+        parameters=559_891_457, settings=settings, license="mit", groups=499_184,
+        sources={"": Source(499_184, 1.0, "train.jsonl", "0123456789abcdef" * 4)}, fingerprint="c3e468c8e5389036",
         step=46_799, epoch=3.0, groups_seen=1_497_552, world=4, precision="fp16", stage=1, packed=True, device="NVIDIA A100",
         dev={"mrr": 0.8125}, performance=found, gate=verdict(0.0), versions={"reranker": "0.1.0", "torch": "2.13.0"},
         onnx=True, int8=Agreement(pairs=640, largest=0.3, mean=0.05, deviation=2.5, order=0.987, best=0.953, whole=24),
@@ -104,6 +113,7 @@ def test_every_loss_and_every_metric_of_the_table_has_words() -> None:
 def test_a_korean_model_has_its_card_in_korean_and_in_english_and_any_other_in_english() -> None:
     korean, english = (parts(model_card(reference()))[language] for language in ("ko", "en"))
     assert len(re.findall("^## ", korean, re.MULTILINE)) == len(re.findall("^## ", english, re.MULTILINE)) == 7
+    korean, english = korean.replace(f"\n{ORIGIN}\n", ""), english.replace(f"\n{ORIGIN}\n", "")  # the user's own
     prose = re.sub(r"```.*?```|`[^`]*`|\(http[^)]*\)|^\|.*$", "", korean, flags=re.DOTALL | re.MULTILINE)
     for line in prose.splitlines():
         assert not line or re.search("[가-힣]", line) or line.startswith(("###", "**passed**")), line
@@ -118,7 +128,8 @@ def test_a_korean_model_has_its_card_in_korean_and_in_english_and_any_other_in_e
 def test_both_languages_tell_the_same_numbers() -> None:
     variants = [reference(), reference(performance=None, int8=None), reference(contract=Contract(96, 20)),
                 reference(contract=Contract(96, None, "only_second"), packed=False, license=None),
-                reference(sources={"a": (7, 1.0), "b": (9, 2.5)})]  # fmt: skip
+                reference(sources={"a": Source(7, 1.0), "b": Source(9, 2.5, "b.jsonl", "ab" * 32)}),
+                reference(sources={"": Source(7, 1.0, tars=True)}), reference(sources={})]  # fmt: skip
     for facts in variants:
         korean, english = parts(model_card(facts)).values()
         assert numbers(korean) == numbers(english)
@@ -197,23 +208,117 @@ def test_the_limits_are_those_of_this_model() -> None:
     assert "dev groups" not in limits(dev={})
 
 
-def test_a_mixture_is_told_by_its_sources_and_a_single_one_has_no_name() -> None:
-    state = {"description": {"data.shards": {"msmarco": {"groups": 400, "weight": 1.0}, "own": {"groups": 30, "weight": 2.0}}},
-             "cursor": {"fingerprint": "abc"}, "device": "CPU"}  # fmt: skip
+def of_state(state: dict[str, Any]) -> dict[str, str]:
+    """The card of each language of a checkpoint with this state."""
+    return parts(model_card(_facts(recipe_settings(), state, Contract(), Precision.fp32, 7)))
 
-    def card(state: dict[str, Any]) -> str:
-        from reranker.config.common import Precision
 
-        return parts(model_card(_facts(recipe_settings(), state, Contract(), Precision.fp32, 7)))["en"]
+def described(source: Any, groups: int = 400, weight: float = 1.0) -> dict[str, Any]:
+    """One source, as a training describes it in its checkpoints."""
+    return {"groups": groups, "shards": 1, "weight": weight, "from": source}
 
-    told = card(state)
-    assert "The training data are 430 groups" in told
-    assert "They come from msmarco (400 groups, weight 1), own (30 groups, weight 2)." in told
-    assert "The fingerprint of the shards is `abc`." in told
-    alone = card({"description": {"data.shards": {"groups": 400, "weight": 1.0, "from": {"name": "train.jsonl"}}}})
-    assert "The training data are 400 groups" in alone
-    assert "They come from" not in alone
-    assert "train.jsonl" not in alone
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with groups, their shards and an index of those shards."""
+    root = tmp_path_factory.mktemp("made")
+    write_groups(root / "train.jsonl", [Group(f"q{number}", ("p",), ("n",)) for number in range(5)])
+    assert pack_command(PackConfig(groups=str(root / "train.jsonl"), output=str(root / "shards"))) == 0
+    assert index_command(IndexConfig(shards=str(root / "shards"), output=str(root / "index"))) == 0
+    return root
+
+
+def test_the_file_that_the_groups_come_from_is_told_by_its_name_and_sha256(made: Path) -> None:
+    digest = sha256(made / "train.jsonl")
+    source = load_manifest(made / "shards").source
+    cards = of_state({"description": {"data.shards": described(source)}})
+    assert f" They come from `train.jsonl` with the sha256 `{digest[:16]}…`. " in cards["en"]
+    assert f" 출처는 sha256이 `{digest[:16]}…`인 `train.jsonl` 파일입니다. " in cards["ko"]
+    own = described(load_manifest(made / "index").source, 30, 2.5)
+    cards = of_state({"description": {"data.shards": {"msmarco": described(source), "own": own, "old": described({})}}})
+    assert "The training data are 830 groups" in cards["en"]
+    assert (f"They come from msmarco (400 groups of `train.jsonl` with the sha256 `{digest[:16]}…`, weight 1), "
+            "own (30 groups of indexed tar files, weight 2.5), old (400 groups, weight 1).") in cards["en"]  # fmt: skip
+    assert (f"출처는 msmarco(sha256이 `{digest[:16]}…`인 `train.jsonl` 파일의 그룹 400개, 가중치 1), "
+            "own(색인한 tar 파일의 그룹 30개, 가중치 2.5), old(그룹 400개, 가중치 1)입니다.") in cards["ko"]  # fmt: skip
+
+
+def test_an_index_is_told_without_the_sha256_of_its_locations(made: Path) -> None:
+    source = load_manifest(made / "index").source
+    card = of_state({"description": {"data.shards": described(source)}})["en"]
+    assert " They come from indexed tar files. " in card
+    assert source["sha256"][:8] not in card
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ({"name": "train.jsonl"}, " They come from `train.jsonl`. "),
+        ({"name": "train.jsonl", "sha256": 7}, " They come from `train.jsonl`. "),
+        ({"name": "/home/someone/train.jsonl", "sha256": "</p>"}, " They come from `train.jsonl`. "),
+        ({"name": "C:\\someone\\`my`\n\nfile.jsonl"}, " They come from `'my' file.jsonl`. "),
+        ({"name": ""}, None), ({"name": ["a"]}, None), ({}, None), ("train.jsonl", None), (None, None),
+    ],
+)  # fmt: skip
+def test_a_manifest_of_others_can_neither_break_the_card_nor_name_a_directory(source: Any, told: str | None) -> None:
+    card = of_state({"description": {"data.shards": described(source)}})["en"]
+    assert "someone" not in card
+    assert "</p>" not in card
+    assert "The training data are 400 groups" in card
+    assert told is None or told in card
+    assert ("They come from" in card) == (told is not None)
+
+
+def test_a_checkpoint_of_a_version_that_described_nothing_has_a_card_without_an_origin() -> None:
+    for state in ({}, {"description": {}}, {"description": {"tokenizer": {}}}):
+        card = of_state({**state, "cursor": {"fingerprint": "abc"}})["en"]
+        assert "## Data\n\nThe training data are groups: a query with" in card
+        assert "The fingerprint of the shards is `abc`." in card
+        assert "They come from" not in card
+
+
+def test_what_the_user_says_of_the_origin_stands_before_all_of_the_data_in_each_language() -> None:
+    for language, card in parts(model_card(reference())).items():
+        assert f"\n## {Words(language)('data.title')}\n\n{ORIGIN}\n\n" in card
+    settings = recipe_settings()
+    for nothing in (None, "", " \n"):
+        settings["data"]["origin"] = nothing
+        assert "\n## Data\n\nThe training data are" in model_card(reference(settings=settings))
+
+
+@pytest.mark.parametrize(
+    ("origin", "told"),
+    [
+        ("[MS MARCO](https://microsoft.github.io/msmarco/), *translated*; a < b", None),
+        ("Two\nlines,\r\n\r\nin a config of before  ", "Two lines, in a config of before"),
+        ("# Data of ours", "\\# Data of ours"),
+        ("```", "\\```"),
+        ("~~~sh", "\\~~~sh"),
+        ("ours <!-- of the </details> <b>", "ours \\<!-- of the \\</details> \\<b>"),
+        ("    four blanks", "four blanks"),
+    ],
+)
+def test_no_origin_breaks_the_card_around_it(origin: str, told: str | None) -> None:
+    settings = recipe_settings()
+    settings["data"]["origin"] = origin
+    plain = model_card(reference())
+    assert model_card(reference(settings=settings)) == plain.replace(ORIGIN, told or origin)
+
+
+@pytest.mark.parametrize("recipe", ["demo", "ko_docs"])
+def test_the_recipes_of_the_demo_say_where_its_groups_come_from(recipe: str) -> None:
+    origin = recipe_settings(recipe)["data"]["origin"]
+    (license,) = {row["license"] for row in corpus.passages() if row["src"] == corpus.TRAIN_SOURCE}
+    notice = (corpus.DOCUMENTS / "NOTICE.md").read_text("utf-8")
+    (row,) = [line for line in notice.splitlines() if line.startswith(f"| {corpus.TRAIN_SOURCE} |")]
+    assert f"under {license}." in origin
+    for fact in ("libreoffice-help-ko", "7.4.7", license):
+        assert fact in origin
+        assert fact in row
+
+
+def test_the_reference_recipe_says_nothing_of_data_that_it_does_not_have() -> None:
+    assert recipe_settings()["data"]["origin"] is None
 
 
 def test_the_code_is_the_same_in_each_language() -> None:

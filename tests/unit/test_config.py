@@ -97,6 +97,7 @@ def test_the_defaults_are_accepted() -> None:
         ("data.query_max_length", 0),
         ("data.query_max_length", 508),
         ("data.passage_max_length", 0),
+        ("data.origin", ""),
         ("data.negatives.warmup", 1.5),
         ("data.negatives.random", -0.1),
         ("data.negatives.decay", 1.1),
@@ -136,6 +137,7 @@ def test_a_value_that_cannot_be_is_refused_by_its_key(key: str, value: Any) -> N
     [
         ("data.query_max_length", 507),
         ("data.passage_max_length", 1),
+        ("data.origin", "one line, as a block of YAML ends it\n"),
         ("data.workers", 0),
         ("batch.chunk_tokens", 512),
         ("optim.max_grad_norm", 0.0),
@@ -144,6 +146,24 @@ def test_a_value_that_cannot_be_is_refused_by_its_key(key: str, value: Any) -> N
 )
 def test_a_value_at_its_limit_is_accepted(key: str, value: Any) -> None:
     check_train(changed(key, value))
+
+
+@pytest.mark.parametrize(
+    ("origin", "found"),
+    [
+        ("", "an empty text"),
+        (" \n ", "an empty text"),
+        ("a\nb", "2 lines"),
+        ("a\r\n\r\nb", "3 lines"),
+        ("a\u2028b", "2 lines"),
+    ],
+)
+def test_an_origin_is_one_line(origin: str, found: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_train(changed("data.origin", origin))
+    assert str(caught.value) == (
+        f"data.origin: found {found}, expected one line for the model card; write one, or say data.origin=null"
+    )
 
 
 def test_several_positives_want_a_loss_that_knows_several() -> None:
