@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shutil
@@ -301,6 +302,8 @@ def judges(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_8_bit_file_agrees_as_far_as_is_told(
     kind: str, runs: dict[str, Path], judges: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from sentence_transformers.backend.utils import backend_should_export
+
     output = tmp_path / "model"
     command = ["export", f"run={runs[kind]}", f"output={output}", "onnx=true", f"int8={judges}", "int8_agreement=0.8"]
     assert cli.main(command) == 0
@@ -325,6 +328,12 @@ def test_the_8_bit_file_agrees_as_far_as_is_told(
     card = " ".join((output / "README.md").read_text("utf-8").split())
     assert f"{own.order:.1%} of the passages of a query, two by two, in the same order" in card
     assert f"standard deviation is {own.deviation:.2g} ({own.pairs:,} pairs)" in card
+    # Where CrossEncoder(path, backend="onnx") looks for both, called as the card says; to load them it wants optimum.
+    (told,) = re.findall(r"`model_kwargs=(.+?)`", card)
+    for keywords, name in (({}, "model.onnx"), (ast.literal_eval(told), "model_quantized.onnx")):
+        exports, place = backend_should_export(output, True, keywords, "model.onnx", "*.onnx", "ONNX")
+        assert not exports
+        assert output / place["subfolder"] / place["file_name"] == files[name]
 
 
 def test_an_8_bit_file_that_changes_the_order_more_than_allowed_leaves_nothing_behind(
