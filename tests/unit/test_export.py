@@ -598,6 +598,36 @@ def test_the_python_of_the_card_runs_against_the_export(
         torch.testing.assert_close(scores, scores[:1].expand(4, 2), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("truncation", ["longest_first", "only_second"])
+def test_the_python_of_the_card_of_a_model_with_short_queries_scores_as_we_do(
+    truncation: str, tmp_path: Path, base: Path, weights: dict[str, torch.Tensor], capsys: pytest.CaptureFixture[str]
+) -> None:
+    contract = Contract(96, 40, truncation)
+    export_weights(weights, base, tmp_path / "model", contract, plain_card("# card\n"))
+    card = model_card(CardFacts(str(tmp_path / "model"), "base", False, contract, "fp32"))
+    assert "max_length=96, query_max_length=40)" in card
+    scores, names = scores_of_its_python(card, capsys)
+    ours = Reranker(tmp_path / "model", device="cpu").score(names["query"], names["passages"])
+    torch.testing.assert_close(scores, torch.tensor([ours]).expand(4, 2), rtol=0, atol=1e-4)
+
+
+def test_what_the_card_says_to_pass_does_what_it_says(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    card = model_card(CardFacts(str(exported), "base", False, CONTRACT, "fp32"))
+    activation, long = (re.findall(rf"`({name}=.+?)`", card) for name in ("activation_fn", "long"))
+    assert len(activation) == len(long) == 1
+    _, names = scores_of_its_python(card, capsys)
+    names["pairs"] = pairs = SHORT + LONG_PASSAGE
+    found = eval(f"model.predict(pairs, {activation[0]}, convert_to_tensor=True)", names)
+    close(found, torch.sigmoid(our_scores(exported, pairs)))
+    # Passages that differ where they are cut off, which windows see.
+    query, start = LONG_PASSAGE[0]
+    passages = [start + f"{word} " * 12 for word in ("tuple", "sort()", "함수", "?", "게제")]
+    cut, whole = (eval(f"Reranker(path{more})", names).score(query, passages) for more in ("", f", {long[0]}"))
+    assert max(cut) - min(cut) < 1e-5
+    assert max(whole) > cut[0] + 1e-3
+    assert all(score > cut[0] - 1e-5 for score in whole)
+
+
 def test_the_python_of_the_card_of_a_model_with_prefixes_scores_as_we_do(
     instructed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
