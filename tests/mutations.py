@@ -831,7 +831,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a card does not tell what was packed", "export/origin.py",
-        'made = of.get("from") if isinstance(of.get("from"), Mapping) else {}', "made = {}",
+        'made = found if isinstance(found := of.get("from"), Mapping) else {}', "made = {}",
         "tests/unit/test_card.py::test_the_file_that_the_groups_come_from_is_told_by_its_name_and_sha256",
     ),
     Mutation(
@@ -853,6 +853,21 @@ MUTATIONS = [
         "a training with another origin is refused", "checks.py",
         '"data.query_prefix", "data.passage_prefix",', '"data.query_prefix", "data.passage_prefix", "data.origin",',
         "tests/distributed/test_resume.py::test_another_origin_changes_the_model_card_and_nothing_else",
+    ),
+    Mutation(
+        "the command of a card scores nothing", "export/usage.py",
+        "| reranker score model=MODEL", "| reranker score input=MODEL",
+        "tests/end_to_end/test_card.py::test_the_command_of_a_card_scores_as_the_framework_does",
+    ),
+    Mutation(
+        "a card's evaluation does not come into it", "export/model_card.py",
+        "output=RUN/report", "output=RUN/reports",
+        "tests/end_to_end/test_card.py::test_the_commands_of_a_card_put_the_table_of_its_weights_into_it[usual]",
+    ),
+    Mutation(
+        "a card has the evaluation of one checkpoint put to another", "export/model_card.py",
+        '"" if facts.checkpoint == "best" else f" checkpoint={facts.checkpoint}"', '""',
+        "tests/end_to_end/test_card.py::test_the_commands_of_a_card_put_the_table_of_its_weights_into_it[asked]",
     ),
     Mutation(
         "a push overwrites what was committed meanwhile", "export/push.py",

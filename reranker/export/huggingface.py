@@ -132,7 +132,9 @@ def export_run(
     def card(written: Path, quantised: Agreement | None, verdict: Verdict | None) -> str:
         table = report or run_dir / "report" / "table.json"
         performance = performance_of(written, table, required=report is not None)
-        known = dataclasses.replace(facts, performance=performance, onnx=onnx, int8=quantised, gate=verdict)
+        known = dataclasses.replace(
+            facts, checkpoint=checkpoint, performance=performance, onnx=onnx, int8=quantised, gate=verdict
+        )
         return model_card(known)
 
     export_weights(weights, run_dir / INITIAL, output, contract, card, dtype, onnx, judges, int8_agreement, tried)

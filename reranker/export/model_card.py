@@ -45,6 +45,7 @@ class CardFacts:
         base_on_hub: whether `base` is a hub name; only such a name may stand in the front matter.
         contract: how pairs are cut.
         dtype: of the weights on the disk: fp32, fp16 or bf16.
+        checkpoint: what was asked for: best, last or a name.
         parameters: how many, or None.
         settings: the resolved training config, nested as TrainConfig; keys may be missing.
         license: an SPDX-like name of the Hugging Face hub, or None.
@@ -70,6 +71,7 @@ class CardFacts:
     base_on_hub: bool
     contract: Contract
     dtype: str
+    checkpoint: str = "best"
     parameters: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     license: str | None = None
@@ -147,14 +149,17 @@ def _data(facts: CardFacts, say: Words) -> str:
 def _performance(facts: CardFacts, say: Words) -> str:
     title, found = f"## {say('performance.title')}", facts.performance
     if found is None:
-        dtype = "" if facts.dtype == "fp32" else f" dtype={facts.dtype}"
+        # A table is of exactly these weights: the export must write them once more.
+        again = "" if facts.checkpoint == "best" else f" checkpoint={facts.checkpoint}"
+        again += "" if facts.dtype == "fp32" else f" dtype={facts.dtype}"
+        again += " onnx=true" if facts.onnx else ""
         return f"""{title}
 
 {say("performance.none")}
 
 ```bash
 reranker evaluate model=MODEL base={facts.base} corpus=corpus.jsonl queries=queries.jsonl output=RUN/report
-reranker export run=RUN{dtype}
+reranker export run=RUN{again}
 ```"""
     named = [(row["system"], row) for row in found.rows]
     lines = [title, "", *_table(say("performance.system"), found.metrics, named, "{:.3f}")]

@@ -63,7 +63,7 @@ def own_words(origin: str | None) -> str | None:
 
 def _source(of: Mapping[str, Any]) -> Source:
     # A manifest may have been written by others: its source is whatever they put there.
-    made = of.get("from") if isinstance(of.get("from"), Mapping) else {}
+    made = found if isinstance(found := of.get("from"), Mapping) else {}
     name, digest = (value if isinstance(value := made.get(key), str) else "" for key in ("name", "sha256"))
     tars = _TARS.fullmatch(name) is not None
     file = re.split(r"[/\\]", " ".join(name.split()).replace("`", "'"))[-1]
