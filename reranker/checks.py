@@ -17,6 +17,7 @@ from reranker.config.common import MOST_OPEN, BatchPolicy, CacheConfig, LabelLos
 from reranker.config.tracking import TrackingConfig
 from reranker.config.training import LossConfig, PrecisionConfig, TrainConfig
 from reranker.errors import UserError, closest, shorten
+from reranker.selection import check_selection
 
 ACCEPTABLE = (
     "data.shards", "train.seed", "data.shuffle_block", "batch.groups", "tokenizer", "model", "model.name",
@@ -221,16 +222,12 @@ def check_train(config: TrainConfig) -> None:
         found = f"true with train.log_every={train.log_every}"
         raise UserError("guards.skip_spikes", found, "a record of every step, as steps are compared",
                         "say train.log_every=1, or guards.skip_spikes=false")  # fmt: skip
-    if config.gate.sets is not None and data.dev is None:
-        raise UserError("data.dev", "no groups beside gate.sets", "groups that select among the checkpoints that pass",
-                        "say data.dev=dev.jsonl, or leave gate.sets out")  # fmt: skip
     if unknown := [key for key in train.accept if key not in ACCEPTABLE]:
         near = closest(unknown[0], ACCEPTABLE)
         raise UserError("train.accept", unknown[0], f"one of {', '.join(ACCEPTABLE)}",
                         f"did you mean {near}?" if near else "change the value")  # fmt: skip
     check_tracking(config.tracking)
-    if train.metric not in ("mrr", "ndcg@10"):
-        raise UserError("train.metric", train.metric, "mrr or ndcg@10", "change the value")
+    check_selection(config)
 
 
 def check_tracking(tracking: TrackingConfig) -> None:

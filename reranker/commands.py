@@ -74,13 +74,13 @@ def _train(config: Any) -> int:
     from reranker.train.preemption import hold
 
     hold()
-    # Training ends with an evaluation on the dev groups and an export, both of later layers: joined here.
-    from reranker.evaluate.dev import DevEvaluator
+    # Training has evaluations in it and an export at its end, both of later layers: joined here.
     from reranker.evaluate.guard_sets import guard_sets
+    from reranker.evaluate.in_training import Evaluator
     from reranker.export.huggingface import export_run
     from reranker.train.main import train
 
-    return train(config, evaluator=DevEvaluator, guard_sets=guard_sets, export=export_run)
+    return train(config, evaluator=Evaluator, guard_sets=guard_sets, export=export_run)
 
 
 def _evaluate(config: Any) -> int:

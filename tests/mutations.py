@@ -935,6 +935,31 @@ MUTATIONS = [
         "tests/distributed/test_gate.py::test_the_best_checkpoint_is_never_one_that_loses_too_much_though_it_is_better_on_dev",
     ),
     Mutation(
+        "an evaluation set has a query less", "evaluate/in_training.py",
+        "float(values_Q.mean())", "float(values_Q[:-1].mean())",
+        "tests/unit/test_in_training.py::test_the_metrics_of_each_set_are_those_that_evaluate_reports",
+    ),
+    Mutation(
+        "the dev groups select where an evaluation set should", "train/events.py",
+        'value = scores[f"eval/{config.train.metric}"]', "value = scores[f\"eval/{config.train.metric.rpartition('/')[2]}\"]",
+        "tests/distributed/test_dev_sets.py::test_the_best_checkpoint_is_that_of_the_set_that_the_metric_names",
+    ),
+    Mutation(
+        "values on another evaluation set are compared with those on this one", "train/job.py",
+        "self.dev_sha256 if name is None else self.evaluator.sets.digests[name]", "self.dev_sha256",
+        "tests/distributed/test_dev_sets.py::test_a_resume_goes_on_with_the_ranking_unless_the_set_that_selects_is_another",
+    ),
+    Mutation(
+        "an evaluation set that is not there is to select", "evaluate/in_training.py",
+        "check_set(config.train.metric, self.sets.names)", "pass",
+        "tests/unit/test_in_training.py::test_a_metric_by_which_nothing_can_be_selected_is_refused",
+    ),
+    Mutation(
+        "an evaluation set with a dot in its name has no best value in W&B", "train/wandb_run.py",
+        'metric.name.replace(".", "\\\\.")', "metric.name",
+        "tests/unit/test_tracking.py::test_the_metrics_of_evaluation_sets_are_drawn_like_those_of_the_dev_groups",
+    ),
+    Mutation(
         "what the base had by another gate is taken for what it has", "train/gate.py",
         'if kept.get("depends") == depends', "if True",
         "tests/distributed/test_gate.py::test_a_resume_keeps_what_the_base_had_and_measures_anew_what_is_another",

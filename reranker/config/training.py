@@ -57,7 +57,9 @@ class DataConfig:
     shards: Any = field(default=MISSING, metadata={"kind": "str or mapping"})
     """Directory or URL of shards, or a mixture: {a: DIR, b: {shards: DIR, weight: 0.5}}"""
     dev: Optional[str] = None
-    """Groups (jsonl) on which checkpoints are selected; null: the last checkpoint is the model"""
+    """Groups (jsonl) on which checkpoints are selected; null, and no dev_sets: the last checkpoint is the model"""
+    dev_sets: Any = field(default=None, metadata={"kind": "mapping or yaml file, or null"})
+    """More that is evaluated whenever dev is: {NAME: groups file}, or as evaluate has its sets; null: nothing"""
     origin: Optional[str] = None
     """Where the groups come from and under which licence, in one line of words, for the model card"""
     group_size: int = 3
@@ -189,9 +191,9 @@ class TrainSettings:
     log_every: int = 1
     """Steps between two records of metrics"""
     eval_every: Optional[int] = None
-    """Steps between two evaluations on data.dev; null: at the end of each epoch"""
+    """Steps between two evaluations on data.dev and data.dev_sets; null: at the end of each epoch"""
     metric: str = "mrr"
-    """Metric of data.dev that selects the best checkpoint: mrr or ndcg@10"""
+    """What selects the best checkpoint: mrr or ndcg@10 of data.dev, or of a set in data.dev_sets as NAME/mrr"""
     save_every: Optional[int] = None
     """Steps between two checkpoints; null: with each evaluation"""
     keep_last: int = 2

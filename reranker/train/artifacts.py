@@ -50,7 +50,7 @@ def artifacts(job: Job, exported: Path) -> list[Artifact]:
     manifests = tuple((f"{name}/{NAME}" if name else NAME, _uri(join(place, NAME))) for name, place, _ in sources)
     found = [Artifact(f"shards-{fingerprint[:16]}", "dataset", True, data, references=manifests)]
     if config.data.dev and job.dev_sha256:
-        dev = {"sha256": job.dev_sha256, "groups": job.evaluator.queries}
+        dev = {"sha256": job.dev_sha256, "groups": job.evaluator.dev.queries}
         references = ((Path(config.data.dev).name, _uri(config.data.dev)),)
         found.append(Artifact(f"dev-{job.dev_sha256[:16]}", "dataset", True, dev, references=references))
     best, last = find(job.run_dir, "best"), find(job.run_dir, "last")

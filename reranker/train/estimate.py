@@ -88,6 +88,8 @@ def report(job: Job, ranks: Ranks) -> str:
         packed = f"{source.manifest.groups:,} groups in {len(source.manifest.shards)} shards"
         taken = f"{source.name}: {packed}, {share.positions:,} an epoch" if source.name else packed
         rows.append(("data", f"{taken}, {data.group_size} passages each"))
+    if job.set_names:
+        rows.append(("evaluation sets", f"{', '.join(job.set_names)}: {job.evaluator.sets.queries:,} queries"))
     if job.guards is not None:
         guarded = f"{', '.join(job.guards.names)}: {job.guards.queries:,} queries"
         rows.append(("gate", f"{guarded}, at most {config.gate.max_drop:g} {config.gate.metric} may be lost on each"))

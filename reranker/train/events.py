@@ -60,10 +60,11 @@ class RunEvents:
             health.restore(saved["health"])
         self._cursor, done = (begun.cursor, begun.steps) if begun else (job.start, 0)
         self.tally = Tally(done - int(saved.get("updates", done)), int(saved.get("bad_groups", 0)))
-        self._ranking = Ranking.of(saved, config.train.metric, job.dev_sha256, done, gate.fingerprint if gate else None)
+        of_gate = gate.fingerprint if gate else None
+        self._ranking = Ranking.of(saved, config.train.metric, job.selecting_sha256, done, of_gate)
         self._verdicts: dict[int, Any] = {}
-        first = saved.get("first_ranks", {"dev": None, "ranks": {}})
-        self._first_ranks: dict[str, int] = first["ranks"] if first["dev"] == job.dev_sha256 else {}
+        first, self._dev = saved.get("first_ranks", {"dev": None, "ranks": {}}), job.dev_sha256
+        self._first_ranks: dict[str, int] = first["ranks"] if first["dev"] == self._dev else {}
         self._identity, self._description = identity(job), description(job)
         self._saver = Saver(job.run_dir, ranks.apart(config.train.timeout), lambda: owner.check(job.run_dir))
         self._tracker = tracker
@@ -94,9 +95,7 @@ class RunEvents:
             return score_pairs(self._engine.forward, pairs)
 
         with torch.no_grad():
-            found, examples = self._job.evaluator.evaluate(
-                scores, self._ranks.rank, self._ranks.world, self._ranks.gather, self._ranks.device, self._job.packed
-            )
+            found, examples = self._job.evaluator.evaluate(scores, self._ranks, self._ranks.device, self._job.packed)
             verdict = self._gate.judge(scores, self._ranks, self._job.packed) if self._gate else None
         self._first_ranks = self._first_ranks or {str(one.number): one.right_at for one in examples}
         self._tracker.show(step, rows(examples, self._first_ranks))
@@ -131,7 +130,7 @@ class RunEvents:
             "ranking": list(ranking.entries),
             "metrics": scores,
             "gate": verdict and verdict.to_dict(),
-            "first_ranks": {"dev": self._ranking.dev, "ranks": self._first_ranks},
+            "first_ranks": {"dev": self._dev, "ranks": self._first_ranks},
             "world": self._ranks.world,
             "device": device_name(self._ranks.device),
             "stage": self._job.stage,

@@ -53,11 +53,13 @@ def description(job: Job) -> dict[str, dict[str, Any]]:
 
 def resolved(job: Job, device: str) -> dict[str, Any]:
     """What the settings come to here: for whoever compares trainings whose settings say `auto`, or nothing."""
+    sets = job.evaluator.sets.digests if job.set_names else {}
     return {
         "precision": job.precision.value, "autocast": job.arithmetic.autocast, "zero_stage": job.stage,
         "packed": job.packed, "ranks": job.world,
         "device": device, "steps": job.steps, "groups_an_epoch": job.data.positions, "batch_tokens": job.tokens,
         "data": job.start.fingerprint, "dev": job.dev_sha256, **identity(job), "versions": versions(),
+        **({"dev_sets": sets} if sets else {}),
     }  # fmt: skip
 
 

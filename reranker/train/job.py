@@ -31,6 +31,7 @@ from reranker.model.cross_encoder import load_config, load_tokenizer, positions
 from reranker.model.losses import Objective
 from reranker.model.reranker import DTYPES
 from reranker.model.unpad import resolve_packing
+from reranker.selection import of_set
 from reranker.train.distributed import Ranks, multiplies_bf16
 from reranker.train.flops import ModelFlops
 from reranker.train.loop import Plan
@@ -45,6 +46,7 @@ class Job:
     arithmetic: Arithmetic
     packed: bool
     evaluator: Any
+    """What evaluates the model in training; None without dev groups and sets."""
     guards: Any
     """The guard sets of the gate; None without one."""
     world: int
@@ -70,8 +72,19 @@ class Job:
 
     @property
     def dev_sha256(self) -> str | None:
-        """Which groups select the checkpoint."""
+        """Which dev groups there are."""
         return sha256(self.config.data.dev) if self.config.data.dev else None
+
+    @property
+    def set_names(self) -> list[str]:
+        """The evaluation sets of data.dev_sets."""
+        return list(self.evaluator.sets.names) if self.evaluator and self.evaluator.sets else []
+
+    @property
+    def selecting_sha256(self) -> str | None:
+        """What train.metric is of: the dev groups, or a set, whose candidates are found by then."""
+        name, _ = of_set(self.config.train.metric)
+        return self.dev_sha256 if name is None else self.evaluator.sets.digests[name]
 
     @property
     def start(self) -> Cursor:
@@ -110,13 +123,13 @@ def prepare(
     )
     data = config.data
     tokenizer = PairTokenizer(hugging_face, Contract.of_settings(plain(data)), "data.")
-    dev = evaluator(data.dev, tokenizer, examples=config.tracking.examples) if data.dev else None
+    dev = evaluator(config, tokenizer) if data.dev or data.dev_sets is not None else None
     guards = guard_sets(config.gate) if config.gate.sets is not None else None
     job = Job(config, open_data(config, tokenizer), arithmetic, packed, dev, guards, ranks.world,
               None if config.batch.tokens == "auto" else config.batch.tokens)  # fmt: skip
     if Path(config.run_dir).exists() and not Path(config.run_dir).is_dir():
         raise UserError("run_dir", f"{config.run_dir}, which is a file", "a directory", "choose another one")
-    return job, [*told, *why]
+    return job, [*told, *why, *(dev.sets.notes if dev and dev.sets else ())]
 
 
 def open_data(config: TrainConfig, tokenizer: PairTokenizer) -> DataSet:

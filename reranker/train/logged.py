@@ -1,13 +1,15 @@
 """The metrics that a training logs: what each is, what it is drawn over, and which of its values stands for the run.
 
-In: nothing. Out: `METRICS`, one entry for each name that a record can hold; W&B's defined metrics and the panels of
-`reranker dashboard` are made of them. Pure, and without imports. A test trains and compares: no metric is missing here,
-and none is here that is never logged.
+In: nothing, or the names of evaluation sets. Out: `METRICS`, one entry for each name that a record can hold, and
+`of_sets`, those of the sets; W&B's defined metrics are made of both, and the panels of `reranker dashboard` of the
+first. Pure, and without imports of ours. A test trains and compares: no metric is missing here, and none is here that
+is never logged.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 STEP = "step"
 """Optimizer steps: what everything is drawn over. Checkpoints are named by them."""
@@ -66,3 +68,14 @@ METRICS = (
     Metric("system/peak_memory_gib", "peak memory of a rank, GiB", HEALTH, "max"),
 )  # fmt: skip
 """In the order in which a dashboard shows them."""
+
+
+def of_sets(names: Iterable[str]) -> tuple[Metric, ...]:
+    """The metrics of evaluation sets, which are those of the dev queries under the set's name."""
+    of_dev = [metric for metric in METRICS if metric.where == "data.dev"]
+    return tuple(
+        replace(metric, name=metric.name.replace("/", f"/{name}/"), where="data.dev_sets",
+                title=metric.title.replace("dev queries", f"queries of {name}"))
+        for name in names
+        for metric in of_dev
+    )  # fmt: skip

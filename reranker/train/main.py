@@ -55,7 +55,7 @@ def train(
     """Run or resume a training.
 
     Args:
-        evaluator: makes an evaluator of dev groups from (path, tokenizer, examples).
+        evaluator: reads dev groups and evaluation sets of (settings, tokenizer).
         guard_sets: reads the guard sets of a GateConfig.
         export: writes the best checkpoint of a run directory as a model.
 
@@ -164,7 +164,8 @@ def train_and_export(
 def make_tracker(job: Job, ranks: Ranks, done: int) -> Tracker:
     """The records of this training, of which `done` steps are kept."""
     settings = {**plain(job.config), "resolved": resolved(job, device_name(ranks.device))}
-    return Tracker(job.run_dir, job.config.name, job.config.tracking, settings, done, enabled=ranks.first)
+    config = job.config.tracking
+    return Tracker(job.run_dir, job.config.name, config, settings, done, enabled=ranks.first, sets=job.set_names)
 
 
 def say(lines: Iterable[str]) -> None:
@@ -197,6 +198,8 @@ def train_job(
         )
     )
     guarded = find_guards(job, fresh, ranks)
+    if job.evaluator is not None:
+        job.evaluator.find(ranks, str(ranks.device))
     flops = model_flops(model)  # before ZeRO takes the weights apart
     if job.packed:
         pack(model)

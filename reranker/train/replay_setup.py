@@ -166,7 +166,8 @@ def _adapted(
     # As the run had it, on another device as well; where its state does not say, autocast was not known yet.
     settings.precision.autocast = state.get("autocast", False)
     settings.batch.packing = Packing.auto if state.get("packed") else Packing.padded
-    settings.data.dev = settings.gate.sets = None  # what selects checkpoints has no part in a step
+    # What selects checkpoints has no part in a step.
+    settings.data.dev = settings.data.dev_sets = settings.gate.sets = None
     initial = path.resolve().parent.parent / INITIAL
     if (initial / "config.json").is_file():
         settings.model.name, settings.model.revision = str(initial), None

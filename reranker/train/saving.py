@@ -30,8 +30,8 @@ TRIES = 2
 class Ranking:
     """The evaluated checkpoints that are worth keeping, the best first: entries of {checkpoint, value, step, passed}.
 
-    Those that passed the gate come before all others. `metric`, `dev` (sha256 of the groups) and `gate` (a fingerprint)
-    say what the values are of: those of others do not compare.
+    Those that passed the gate come before all others. `metric`, `dev` (sha256 of the groups, or of the set that the
+    metric names) and `gate` (a fingerprint) say what the values are of: those of others do not compare.
     """
 
     metric: str

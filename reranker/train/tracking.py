@@ -28,11 +28,16 @@ TITLE = 63
 
 
 class Tracker:
-    """Rank 0's records. On other ranks `enabled` is False and nothing is written."""
+    """Rank 0's records. On other ranks `enabled` is False and nothing is written.
+
+    Args:
+        sets: names of the evaluation sets whose metrics will come.
+    """
 
     def __init__(
-        self, run_dir: Path, name: str, config: TrackingConfig, settings: dict[str, Any], step: int, enabled: bool
-    ) -> None:
+        self, run_dir: Path, name: str, config: TrackingConfig, settings: dict[str, Any], step: int, enabled: bool,
+        sets: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         self.run_id = run_id(run_dir) if enabled else None
         self._file: Any = None
         self._name = name
@@ -49,7 +54,7 @@ class Tracker:
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (open for the length of the run)
         if config.tensorboard:
             self._event_files = EventFiles(run_dir, step, config.timeout)
-        self._wandb = wandb_run.start(run_dir, name, self.run_id, config, settings)
+        self._wandb = wandb_run.start(run_dir, name, self.run_id, config, settings, sets)
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
         """One record of metrics behind `step` optimizer steps."""

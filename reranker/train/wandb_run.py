@@ -1,7 +1,7 @@
 """A training's run in Weights & Biases, online or offline, written from a thread of its own.
 
-In: records, as the tracker gives them. Out: a run whose metrics are defined (`logged.METRICS`): drawn over optimizer
-steps, with the value that stands for the run in its summary. Whatever the service does or fails to do is told once; the
+In: records, as the tracker gives them. Out: a run whose metrics are defined (`logged`): drawn over optimizer steps,
+with the value that stands for the run in its summary. Whatever the service does or fails to do is told once; the
 training neither stops nor waits for it. Locations in settings, alerts, artifacts and the command line are told without
 their credentials (`location.public`).
 """
@@ -21,15 +21,16 @@ from reranker.data.location import public
 from reranker.train.artifacts import Artifact
 from reranker.train.aside import Aside
 from reranker.train.examples import COLUMNS
-from reranker.train.logged import EXAMPLES, METRICS, OF_GUARDS, STEP
+from reranker.train.logged import EXAMPLES, METRICS, OF_GUARDS, STEP, of_sets
 from reranker.train.run_directory import METRICS as METRICS_FILE
 
 
 class WandbRun:
     """A run under way; `start` makes it."""
 
-    def __init__(self, run: Any, config: TrackingConfig) -> None:
+    def __init__(self, run: Any, config: TrackingConfig, sets: Sequence[str]) -> None:
         self._run, self._config, self._uploading = run, config, False
+        self._metrics = (*METRICS, *of_sets(sets))
         self._aside = Aside("wandb", told_of, lambda: say(f"does not keep up: records are left out; {METRICS_FILE} has"
                                                           " them all"))  # fmt: skip
         self._aside.do(self._define)
@@ -84,10 +85,11 @@ class WandbRun:
 
     def _define(self) -> None:
         self._run.define_metric(STEP, summary="max")
-        for metric in METRICS:
+        for metric in self._metrics:
             # A summary of its own takes the place of the last value, unless that is asked for as well.
             summary = f"{metric.summary},last" if metric.summary else None
-            self._run.define_metric(metric.name, step_metric=STEP, summary=summary)
+            # A set's name may have a dot, which W&B takes for a key in a mapping where it is not escaped.
+            self._run.define_metric(metric.name.replace(".", "\\."), step_metric=STEP, summary=summary)
         self._run.define_metric(OF_GUARDS, step_metric=STEP)
 
     def _send(self, artifact: Artifact) -> None:
@@ -118,8 +120,9 @@ class WandbRun:
 
 
 def start(
-    run_dir: Path, name: str, run_id: str | None, config: TrackingConfig, settings: dict[str, Any]
-) -> WandbRun | None:
+    run_dir: Path, name: str, run_id: str | None, config: TrackingConfig, settings: dict[str, Any],
+    sets: Sequence[str] = (),
+) -> WandbRun | None:  # fmt: skip
     """Begin a run, or go on in the one of this id; None where tracking is disabled or cannot be had."""
     try:
         mode = wandb_mode(config.mode)
@@ -146,7 +149,7 @@ def start(
                     raise
                 print("tracking: Weights & Biases cannot be reached, recording offline", file=sys.stderr)
                 run = wandb.init(mode="offline", **common)
-        return WandbRun(run, config)
+        return WandbRun(run, config, sets)
     except Exception as error:  # whatever a tracking service does, training goes on
         told_of(error)
         return None

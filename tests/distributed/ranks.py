@@ -38,7 +38,8 @@ T = TypeVar("T")
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
-    ["reranker.cli", "reranker.overrides", "reranker.train.main", "reranker.train.engine", "reranker.train.events", "reranker.evaluate.dev",
+    ["reranker.cli", "reranker.overrides", "reranker.train.main", "reranker.train.engine", "reranker.train.events",
+     "reranker.evaluate.guard_sets", "reranker.evaluate.in_training",
      "reranker.export.huggingface", "deepspeed.runtime.zero.muon.original_muon", "transformers.models.xlm_roberta.modeling_xlm_roberta", "hydra.main",
      "tests.distributed.preloaded"]
 )  # fmt: skip

@@ -30,12 +30,15 @@ ALLOWED = 0.15
 
 @pytest.fixture(scope="module")
 def old(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_favourites(inputs, tmp_path_factory.mktemp("guards") / "old.jsonl")
+
+
+def write_favourites(inputs: Inputs, path: Path, count: int = 24) -> Path:
     """Groups whose positive is the untrained model's first."""
     base, lines = Reranker(inputs.model, device="cpu", max_length=48), []
-    for group in make_groups(24, 5, seed=7):
+    for group in make_groups(count, 5, seed=7):
         ranked = [entry.passage for entry in base.rerank(group.query, [*group.pos, *group.neg])]
         lines.append(json.dumps({"query": group.query, "pos": ranked[:1], "neg": ranked[1:]}) + "\n")
-    path = tmp_path_factory.mktemp("guards") / "old.jsonl"
     path.write_text("".join(lines))
     return path
 

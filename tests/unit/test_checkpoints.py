@@ -90,6 +90,19 @@ def test_the_same_stands_in_the_json_file_with_all_metrics(run_dir: Path, said: 
     assert (content["run"], content["unfinished"]) == ("run", [])
 
 
+def test_the_metric_may_be_that_of_a_set(ranks: Ranks, tmp_path: Path, said: Run) -> None:
+    best = {**BEST, "metric": "faq.1/mrr", "value": 0.875}
+    for step, value in ((32, 0.5), (64, 0.875)):
+        evaluated = {"eval/mrr": 0.25, "eval/faq.1/mrr": value}
+        write(tmp_path / "run", step, ranks, **state_of(step, metrics=evaluated, best=best))
+    lines = said("list", "run", "output=list.json")
+    assert lines[1].split() == ["name", "epoch", "seen", "faq.1/mrr", "trained", "with", "GiB", "saved", "at", "whole"]
+    assert [line.split()[3:5] for line in lines[3:5]] == [["0.5000", "2"], ["*", "0.8750"]]
+    assert lines[5:] == ["*: the best by faq.1/mrr"]
+    rows = json.loads(Path("list.json").read_text("utf-8"))["checkpoints"]
+    assert [row["metrics"] for row in rows] == [{"mrr": 0.25, "faq.1/mrr": 0.5}, {"mrr": 0.25, "faq.1/mrr": 0.875}]
+
+
 def cut(path: Path) -> None:
     os.truncate(path / FRAGMENTS, 7)
 

@@ -32,9 +32,9 @@ def _no_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
 
 
-def start(run_dir: Path, config: TrackingConfig = NONE, step: int = 0, enabled: bool = True) -> Tracker:
+def start(run_dir: Path, config: TrackingConfig = NONE, step: int = 0, enabled: bool = True, **more: Any) -> Tracker:
     run_dir.mkdir(exist_ok=True)
-    return Tracker(run_dir, "ko", config, {"optim": {"lr": 1e-5}}, step, enabled)
+    return Tracker(run_dir, "ko", config, {"optim": {"lr": 1e-5}}, step, enabled, **more)
 
 
 def offline_run(run_dir: Path) -> Run:
@@ -168,6 +168,26 @@ def test_every_metric_is_drawn_over_optimizer_steps_and_its_best_value_stands_fo
     assert run.summary["train/loss"] == {"min": 0.25, "last": 0.75}
     assert run.summary["eval/mrr"] == {"max": 0.5, "last": 0.375}
     assert run.summary["train/learning_rate"] == 0.375
+
+
+def test_the_metrics_of_evaluation_sets_are_drawn_like_those_of_the_dev_groups(tmp_path: Path) -> None:
+    names = ("faq", "v1.2", "한국어")  # a dot is W&B's own sign for a key in a mapping
+    tracker = start(tmp_path / "run", TrackingConfig(), sets=names)
+    for step, value in enumerate((0.25, 0.5, 0.375), 1):
+        tracker.log(step, {f"eval/{name}/ndcg@10": value for name in names} | {"eval/mrr": value})
+    tracker.close()
+    run = offline_run(tmp_path / "run")
+    steps = {metric.name.replace("\\.", "."): metric.step_metric for metric in run.of("metric")}
+    for name in names:
+        assert [row[f"eval/{name}/ndcg@10"] for row in run.history] == [0.25, 0.5, 0.375]
+        assert run.summary[f"eval/{name}/ndcg@10"] == run.summary["eval/mrr"] == {"max": 0.5, "last": 0.375}
+        assert {steps[f"eval/{name}/{metric}"] for metric in ("mrr", "ndcg@10", "has_right_in_contexts")} == {"step"}
+    titles = {metric.name: metric.title for metric in logged.of_sets(["faq"])}
+    assert titles == {
+        "eval/faq/mrr": "MRR of the queries of faq",
+        "eval/faq/ndcg@10": "nDCG@10 of the queries of faq",
+        "eval/faq/has_right_in_contexts": "share of queries of faq with a right passage in the first 5",
+    }
 
 
 def test_alerts_are_of_their_level_and_wait_before_the_same_is_sent_again(tmp_path: Path) -> None:
