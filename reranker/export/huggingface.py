@@ -48,6 +48,7 @@ from reranker.export.reload import check_reload
 from reranker.files import atomic_directory, read_json, write_json, write_text
 from reranker.groups import Group
 from reranker.model.cross_encoder import load_config, load_tokenizer
+from reranker.selection import of_set
 from reranker.train.run_directory import CONFIG, INITIAL
 
 DTYPES = {Precision.fp32: torch.float32, Precision.fp16: torch.float16, Precision.bf16: torch.bfloat16}
@@ -232,7 +233,9 @@ def _facts(
     base = settings["model"]["name"]
     on_hub = not Path(base).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", base) is not None
     # An evaluation's records are named for the tracker, "eval/mrr"; a checkpoint between two has none.
-    dev = {name.removeprefix("eval/"): value for name, value in (state.get("metrics") or {}).items()}
+    evaluated = {name.removeprefix("eval/"): value for name, value in (state.get("metrics") or {}).items()}
+    selecting, _ = of_set((settings.get("train") or {}).get("metric", ""))
+    told = [*METRICS, *(f"{selecting}/{metric}" for metric in METRICS if selecting is not None)]
     sources = sources_of(state)
     return CardFacts(
         name=settings["name"],
@@ -255,7 +258,7 @@ def _facts(
         measured_tokens=(state.get("measured") or {}).get("tokens"),
         device=state.get("device"),
         stage=state.get("stage"),
-        dev={name: dev[name] for name in METRICS if name in dev},
+        dev={name: evaluated[name] for name in told if name in evaluated},
         versions=state.get("versions") or {},
     )
 

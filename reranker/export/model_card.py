@@ -24,6 +24,7 @@ from reranker.export.origin import Source
 from reranker.export.performance import Performance
 from reranker.export.quantize import Agreement
 from reranker.export.usage import usage
+from reranker.selection import of_set
 
 LICENSES = {
     "BAAI/bge-reranker-base": "mit",
@@ -58,7 +59,7 @@ class CardFacts:
         packed: whether its forward was packed, which has no attention dropout, or None.
         measured_tokens: tokens of a micro-batch, where they were measured.
         device: what it trained on, by its name, or None.
-        dev: metrics of the chosen checkpoint on the dev groups.
+        dev: metrics of the chosen checkpoint on the dev groups, and as SET/METRIC on the set that chose it, if one did.
         performance: of exactly the exported weights in an evaluation, or None.
         gate: what it lost against its base on guard sets, or None where there was no gate.
         versions: of the libraries that trained.
@@ -192,7 +193,7 @@ def _gate(facts: CardFacts, say: Words) -> str:
 
 
 def _training(facts: CardFacts, say: Words) -> str:
-    dev = ((say("training.rows.dev", metric=_title(name)), f"{value:.4f}") for name, value in facts.dev.items())
+    dev = ((_of_evaluation(name, say), f"{value:.4f}") for name, value in facts.dev.items())
     rows = [*training_rows(facts, say), *dev]
     lines = [f"## {say('training.title')}", "", *_facts_table(rows, "training.rows", say)]
     groups = (facts.settings.get("batch") or {}).get("groups")
@@ -226,10 +227,24 @@ def _limits(facts: CardFacts, say: Words) -> str:
         say("limits.length", max_length=facts.contract.max_length),
         say("limits.language", language=say(named) if named in say else f"`{language}`") if language else None,
         say("limits.measured" if facts.performance else "limits.unmeasured"),
-        say("limits.dev") if facts.dev else None,
+        _chosen_by(facts, say) if facts.dev else None,
         None if facts.license else say("limits.license"),
     ]
     return f"## {say('limits.title')}\n\n" + "\n".join(f"- {text}" for text in told if text)
+
+
+def _of_evaluation(name: str, say: Words) -> str:
+    """What a row with a metric of an evaluation in training is called."""
+    selecting, metric = of_set(name)
+    if selecting is None:
+        return say("training.rows.dev", metric=_title(metric))
+    return say("training.rows.set", metric=_title(metric), set=selecting)
+
+
+def _chosen_by(facts: CardFacts, say: Words) -> str:
+    """What the figures of the evaluations in training are worth."""
+    selecting, metric = of_set((facts.settings.get("train") or {}).get("metric", ""))
+    return say("limits.dev") if selecting is None else say("limits.set", set=selecting, metric=_title(metric))
 
 
 _SECTIONS = (_introduction, _gate, _usage, _data, _performance, _training, _environment, _limits)

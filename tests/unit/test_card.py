@@ -208,6 +208,34 @@ def test_the_limits_are_those_of_this_model() -> None:
     assert "dev groups" not in limits(dev={})
 
 
+def test_a_set_that_chose_the_checkpoint_is_named_with_its_figures() -> None:
+    metrics = {
+        "eval/mrr": 0.5,
+        "eval/faq/mrr": 0.75,
+        "eval/faq/ndcg@10": 0.625,
+        "eval/wiki/mrr": 0.25,
+        "gate/passed": 1.0,
+    }
+
+    def cards(metric: str) -> dict[str, str]:
+        settings = recipe_settings()
+        settings["train"]["metric"] = metric
+        facts = _facts(settings, {"metrics": metrics}, Contract(), Precision.fp32, 7)
+        return parts(model_card(facts))
+
+    card = cards("faq/ndcg@10")
+    assert "| dev MRR | 0.5000 |\n| MRR on faq | 0.7500 |\n| nDCG@10 on faq | 0.6250 |\n" in card["en"]
+    assert "chosen by its nDCG@10 on the evaluation set faq, which flatters it" in card["en"]
+    assert "dev groups, which" not in card["en"]
+    assert "| faq의 nDCG@10 | 0.6250 |" in card["ko"]
+    assert "평가 세트 faq의 nDCG@10 값을 보고" in card["ko"]
+    # One that is only looked at has chosen nothing, and says nothing of the checkpoint.
+    card = cards("mrr")
+    assert "| dev MRR | 0.5000 |" in card["en"]
+    assert "faq" not in card["en"] + card["ko"]
+    assert "chosen by its figures on the dev groups" in card["en"]
+
+
 def of_state(state: dict[str, Any]) -> dict[str, str]:
     """The card of each language of a checkpoint with this state."""
     return parts(model_card(_facts(recipe_settings(), state, Contract(), Precision.fp32, 7)))
