@@ -371,6 +371,36 @@ MUTATIONS = [
         "tests/unit/test_guards.py::test_a_spike_is_far_above_what_came_before_and_does_not_hide_the_next",
     ),
     Mutation(
+        "scores on their way to a teacher's are a collapse", "train/guards.py",
+        "narrow = _mean(self._spreads) < COLLAPSED * _mean(self._teachers)", "narrow = True",
+        "tests/distributed/test_guards.py::test_scores_that_come_as_close_as_a_teachers_are_no_collapse",
+    ),
+    Mutation(
+        "scores that rank as a teacher are a collapse", "train/guards.py",
+        "return narrow and _mean(self._losses) >= NEAR_CHANCE * _mean(self._equals)", "return narrow",
+        "tests/unit/test_guards.py::test_scores_that_rank_as_the_teacher_have_not_collapsed_however_far_apart_its_own_are",
+    ),
+    Mutation(
+        "no collapse is told beside a teacher", "train/guards.py",
+        "(self.labels is not None or self._tells_nothing())", "self.labels is not None",
+        "tests/distributed/test_guards.py::test_beside_a_teacher_scores_that_collapse_are_told",
+    ),
+    Mutation(
+        "an older checkpoint counts as a loss of equal scores of what little was seen since", "train/guards.py",
+        "if len(self._equals) < self.steps:", "if not self._equals:",
+        "tests/unit/test_guards.py::test_a_checkpoint_of_before_says_nothing_of_a_teacher_until_the_window_is_full_again",
+    ),
+    Mutation(
+        "what a teacher wants is not divided by its temperature", "train/meter.py",
+        "wanted_GP = on_device.teacher_GP / self.objective.temperature", "wanted_GP = on_device.teacher_GP",
+        "tests/unit/test_meter.py::test_with_a_teacher_a_record_has_the_loss_of_equal_scores_and_the_spread_of_what_the_teacher_wants",
+    ),
+    Mutation(
+        "equal scores lose their order", "model/losses.py",
+        "NEARLY = 1e-6", "NEARLY = 0.0",
+        "tests/unit/test_objectives.py::test_scores_that_have_collapsed_have_the_loss_of_equal_ones_whatever_the_loss[lambdaloss]",
+    ),
+    Mutation(
         "offload goes on adding to a gradient that overflowed", "train/engine.py",
         "if skipped and self._offload and self.stage in (1, 2):", "if False:",
         "tests/chaos/test_survive.py::test_an_overflow_of_fp16_on_one_rank_is_skipped_by_all_and_the_schedule_goes_on[zero2-offload]",

@@ -11,6 +11,8 @@ from reranker.data.collate import MicroBatch
 from reranker.model.objectives import BY_LABEL, BY_TEACHER, summed
 
 LISTWISE, KL = "listwise", "kl"
+NEARLY = 1e-6
+"""Of their distances, what scores keep that are as good as equal."""
 
 
 def listwise_cross_entropy(scores_GP: torch.Tensor, present_GP: torch.Tensor, weight_G: torch.Tensor) -> torch.Tensor:
@@ -90,6 +92,26 @@ class Objective:
     by_teacher: str = KL
     more: tuple[tuple[str, float], ...] = ()
     score_temperature: float = 1.0
+
+    @property
+    def softmax_of_labels(self) -> bool:
+        """Whether it is a softmax that knows the positives, and nothing beside it."""
+        return self.by_label in (LISTWISE, "multi_positive") and not self.distillation and not self.more
+
+    @property
+    def learns_from_teacher(self) -> bool:
+        return self.distillation > 0 or any(name == KL or name in BY_TEACHER for name, _ in self.more)
+
+    def of_equal_scores(self, scores_GP: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
+        """`of`, were the scores of each group as good as equal: at their mean, in the order that they have.
+
+        The mean counts in losses of a score by itself (pointwise, mse), the order in those that weigh by rank
+        (lambdaloss). In float64: float32 would lose the order.
+        """
+        present_GP, scores_GP = batch.present_GP, scores_GP.double()
+        scores_GP = torch.where(present_GP, scores_GP, torch.zeros_like(scores_GP))
+        mean_G1 = scores_GP.sum(1, keepdim=True) / present_GP.sum(1, keepdim=True).clamp(min=1)
+        return self.of(mean_G1 + NEARLY * (scores_GP - mean_G1), batch)
 
     def of(self, scores_GP: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
         """The sum over the groups of a micro-batch on the scores' device."""

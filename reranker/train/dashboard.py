@@ -17,7 +17,11 @@ from reranker.errors import UserError, shorten
 from reranker.files import write_text
 from reranker.train.logged import EPOCH, EXAMPLES, METRICS, QUALITY, SECTIONS, STEP, Metric
 
-TOGETHER = {"train/chance_loss": "train/loss"}
+TOGETHER = {
+    "train/chance_loss": "train/loss",
+    "train/equal_loss": "train/loss",
+    "train/teacher_spread": "train/score_spread",
+}
 """Metrics that are drawn in the panel of another one: the loss says little without that of a guess."""
 BEST = "eval/mrr"
 COLUMNS = ("eval/mrr.max", "eval/ndcg@10.max", "train/loss.min", "speed/pairs_per_second", EPOCH)

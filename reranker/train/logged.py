@@ -45,6 +45,7 @@ SECTIONS = (LEARNING, QUALITY, SPEED, DATA, HEALTH)
 METRICS = (
     Metric("train/loss", "loss", LEARNING, "min"),
     Metric("train/chance_loss", "loss of a guess, ln of a group's passages", LEARNING),
+    Metric("train/equal_loss", "loss, were a group's scores equal", LEARNING, where="more than a softmax of labels"),
     Metric("train/learning_rate", "learning rate", LEARNING),
     Metric("train/grad_norm", "norm of the gradient, before clipping", LEARNING),
     Metric("eval/mrr", "MRR of the dev queries", QUALITY, "max", "data.dev"),
@@ -62,6 +63,7 @@ METRICS = (
     Metric("data/bad_groups", "groups that could not be read, since the last record", DATA, "max"),
     Metric("epoch", "epochs", DATA),
     Metric("train/score_spread", "standard deviation of a group's scores", HEALTH),
+    Metric("train/teacher_spread", "standard deviation of a teacher's scores in a group", HEALTH, where="a teacher"),
     Metric("train/loss_scale", "fp16: loss scale", HEALTH, "min"),
     Metric("train/skipped", "steps without an update, since the last record", HEALTH, "max"),
     Metric("train/spike_position", "spikes: first position of the step in its epoch", HEALTH, where="a spike"),

@@ -96,7 +96,7 @@ def run(
     events: Events,
 ) -> int:  # fmt: skip
     """Train from `plan.done` to the end of the plan, or until a stop is requested; the steps that are done then."""
-    meter, done = Meter(ranks.device, plan.packed, plan.flops), plan.done
+    meter, done = make_meter(plan, ranks), plan.done
     last: Step | None = None
     outcome: StepOutcome | None = None
     engine.train()
@@ -158,7 +158,12 @@ def report(
     stop_if_lost(done, record["train/loss"], skipped=meter.skipped > 0)
     tally.bad += record["data/bad_groups"]
     stop_if_many(tally.bad, plan.bad_limit)
-    return Meter(ranks.device, plan.packed, plan.flops)
+    return make_meter(plan, ranks)
+
+
+def make_meter(plan: Plan, ranks: Ranks) -> Meter:
+    objective = None if plan.objective.softmax_of_labels else plan.objective
+    return Meter(ranks.device, plan.packed, plan.flops, objective)
 
 
 def take(batches: Iterator[StepBatches], ranks: Ranks, meter: Meter, events: Events) -> tuple[StepBatches, bool]:

@@ -24,7 +24,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # our workers are the 
 import torch
 
 from reranker.checks import check_train
-from reranker.config.common import Artifacts, BatchPolicy, LabelLoss, Precision
+from reranker.config.common import Artifacts, BatchPolicy, Precision
 from reranker.config.training import TrainConfig
 from reranker.errors import UserError
 from reranker.files import write_json
@@ -39,7 +39,7 @@ from reranker.train.flops import model_flops
 from reranker.train.gate import find_guards, measure_base
 from reranker.train.guards import Health
 from reranker.train.identity import resolved
-from reranker.train.job import Job, batches, count_lengths, make_plan, plain, prepare
+from reranker.train.job import Job, batches, count_lengths, make_objective, make_plan, plain, prepare
 from reranker.train.memory import keep_freed_memory
 from reranker.train.owner import Owner
 from reranker.train.preemption import Stop, clear_requeue, mark_requeue, stop_requests
@@ -232,9 +232,7 @@ def train_job(
             if begun is not None:
                 watchdog.beat("loading the checkpoint")
                 load(begun, engine, ranks, job.packed)
-            softmax = config.loss.by_label in (LabelLoss.listwise, LabelLoss.multi_positive)
-            alone = softmax and not config.loss.distillation and not config.loss.more
-            labels = config.loss.labels if alone else None
+            labels = config.loss.labels if make_objective(config.loss).softmax_of_labels else None
             # A short training is watched as well: a quarter of its records is enough to tell.
             window = min(config.guards.window, max(10, job.steps // config.train.log_every // 4))
             health = Health(max(2, window), config.guards.spike, labels)

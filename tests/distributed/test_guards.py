@@ -1,15 +1,24 @@
-"""Spikes that are skipped: by all ranks, and by a resumed training as by one that was not interrupted."""
+"""Spikes that are skipped, by all ranks and by a resumed training alike; scores that collapse beside a teacher."""
 
 from __future__ import annotations
 
+import dataclasses
 import filecmp
+import itertools
 from pathlib import Path
 from typing import Any
 
+import pytest
+from safetensors.torch import load_file, save_file
+
+from reranker.prepare.pack import pack
+from reranker.train import logged
 from reranker.train.checkpoint import newest, read_state
+from reranker.train.guards import COLLAPSED, NEAR_CHANCE
 from tests.chaos.faults import Fault, start_hurt
-from tests.distributed.conftest import Inputs, records
+from tests.distributed.conftest import Inputs, make_groups, records
 from tests.distributed.ranks import train
+from tests.tiny import tiny_model
 
 
 def settings(**more: Any) -> dict[str, Any]:
@@ -50,3 +59,52 @@ def test_spikes_are_logged_and_not_skipped_unless_asked_for(inputs: Inputs, tmp_
     assert any("train/spike_position" in record for record in found)
     assert all(record["train/skipped"] == 0 for record in found)
     assert "far above those before it: epoch " in ranks[0].err
+
+
+WINDOW = 10
+
+
+def distilled(root: Path, apart: float, **more: Any) -> tuple[list[dict[str, Any]], list[str]]:
+    """(records, warnings) of a training from a teacher alone, whose scores of a positive and a negative are `apart`.
+
+    The model gives scores that are a hundred times further apart than those of a fresh head.
+    """
+    groups = [dataclasses.replace(one, pos_scores=(apart,), neg_scores=(0.0, 0.0)) for one in make_groups(90, 2)]
+    pack(groups, root / "shards", {"name": "groups.jsonl"}, groups_per_shard=40)
+    weights = tiny_model(root / "model") / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["classifier.out_proj.weight"] *= 100
+    save_file(tensors, weights, metadata={"format": "pt"})
+    inputs = Inputs(root / "model", root / "shards", root / "dev.jsonl", groups)
+    (rank,) = train(1, inputs.overrides(root / "run", **{
+        "batch.groups": 10, "batch.per_gpu": 5, "train.save_every": 999, "precision": "fp32", "loss.labels": 0,
+        "loss.distillation": 1, "guards.window": WINDOW, **more,
+    }))  # fmt: skip
+    found = records(root / "run")
+    assert {name for record in found for name in record} <= {logged.STEP, *(metric.name for metric in logged.METRICS)}
+    return found, [line for line in rank.err.splitlines() if line.startswith("warning: ")]
+
+
+def means(found: list[dict[str, Any]], name: str) -> list[float]:
+    """The mean of each window of records."""
+    values = [record[f"train/{name}"] for record in found]
+    return [sum(values[end - WINDOW : end]) / WINDOW for end in range(WINDOW, len(values) + 1)]
+
+
+def test_scores_that_come_as_close_as_a_teachers_are_no_collapse(tmp_path: Path) -> None:
+    found, warnings = distilled(tmp_path, 0.05, **{"train.epochs": 10})
+    spreads, losses, equals = (means(found, name) for name in ("score_spread", "loss", "equal_loss"))
+    widest = list(itertools.accumulate(spreads, max))
+    # Ten times closer than they were, and with a loss that is not yet below that of equal scores: on their way.
+    assert any(
+        spread < COLLAPSED * most and loss > NEAR_CHANCE * equal
+        for spread, most, loss, equal in zip(spreads, widest, losses, equals, strict=True)
+    )
+    assert found[-1]["train/teacher_spread"] == pytest.approx(0.05 * 2**0.5 / 3)
+    assert warnings == []
+
+
+def test_beside_a_teacher_scores_that_collapse_are_told(tmp_path: Path) -> None:
+    found, warnings = distilled(tmp_path, 1.0, **{"train.epochs": 4, "optim.lr": 0.03})
+    assert min(means(found, "score_spread")) < 0.01 * max(means(found, "score_spread"))
+    assert "closer to each other than they were: the model is collapsing" in warnings[0]

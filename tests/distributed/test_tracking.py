@@ -34,7 +34,7 @@ def offline_run(run_dir: Path) -> Run:
     return read_run(path)
 
 
-ELSEWHERE = ("a GPU of a known kind", "a spike", "gate.sets")
+ELSEWHERE = ("a GPU of a known kind", "a spike", "gate.sets", "more than a softmax of labels", "a teacher")
 """What is not here, and makes metrics appear."""
 
 
@@ -67,8 +67,10 @@ def test_the_dashboard_has_a_panel_for_each_metric_that_a_training_logs(trained:
     sections = workspace(DashboardConfig(entity="team")).sections
     shown = {name for section in sections for panel in section.panels for name in getattr(panel, "y", ())}
     assert found - shown == set()
-    # A GPU, a spike and guard sets would bring these.
-    assert shown - found == {"speed/mfu", "train/spike_position", "gate/passed"}
+    # A GPU, a spike, guard sets and a teacher would bring these.
+    assert shown - found == {
+        "speed/mfu", "train/spike_position", "gate/passed", "train/equal_loss", "train/teacher_spread",
+    }  # fmt: skip
 
 
 def test_tensorboard_shows_what_the_records_say(trained: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from reranker.cli import main
 from reranker.config.tracking import DashboardConfig
 from reranker.train import logged
-from reranker.train.dashboard import specification, workspace
+from reranker.train.dashboard import TOGETHER, specification, workspace
 
 
 def panels(spec: dict[str, Any]) -> Iterator[tuple[str, str, list[str]]]:
@@ -63,7 +63,7 @@ def test_a_file_of_the_workspace_is_written_without_a_network(
     assert main(["dashboard", "entity=team", f"output={tmp_path / 'spec.json'}", "dry_run=true"]) == 0
     spec = json.loads((tmp_path / "spec.json").read_text("utf-8"))
     assert (spec["entity"], spec["project"]) == ("team", "ko-reranker")
-    assert len(list(panels(spec))) == len(logged.METRICS)  # two share one, and one is shown twice
+    assert len(list(panels(spec))) == len(logged.METRICS) - len(TOGETHER) + 1  # one is shown twice
     assert capsys.readouterr().out.startswith("learning: 3 panels\n")
 
 

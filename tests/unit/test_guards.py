@@ -19,6 +19,11 @@ def record(loss: float, spread: float = 1.0, chance: float = CHANCE) -> dict[str
     return {"train/loss": loss, "train/chance_loss": chance, "train/score_spread": spread}
 
 
+def taught(loss: float, spread: float, teacher: float, equal: float) -> dict[str, Any]:
+    """A record of a training with a teacher."""
+    return {**record(loss, spread), "train/equal_loss": equal, "train/teacher_spread": teacher}
+
+
 def told(records: list[dict[str, Any]], window: int = 10, labels: float | None = 1.0) -> list[tuple[int, str]]:
     """(record, first words) of each line."""
     health = Health(window, 8.0, labels)
@@ -53,13 +58,13 @@ def test_a_loss_that_is_weighted_is_compared_with_weighted_chance() -> None:
     assert told([record(1.5 * CHANCE)] * 10, labels=2.0) == []
 
 
-def test_a_distillation_has_no_chance_to_compare_with() -> None:
-    assert told([record(5.0)] * 30, labels=None) == []
+def test_a_distillation_is_not_told_of_a_loss_at_chance() -> None:
+    assert told([taught(CHANCE, 1.0, 1.0, CHANCE)] * 30, labels=None) == []
 
 
 def test_equal_scores_are_told_as_such() -> None:
     ((number, line),) = told([record(CHANCE, 1e-5)] * 30)
-    assert told([record(CHANCE, 1e-5)] * 30, labels=None) == [(number, line)]
+    assert told([taught(0.1, 1e-5, 1.0, 0.1)] * 30, labels=None) == [(number, line)]
     assert number == 9
     assert line.startswith("the scores of a group are all the same (standard deviation 1.0e-05)")
 
@@ -72,6 +77,62 @@ def test_a_collapse_is_told_when_the_spread_has_fallen_to_a_tenth() -> None:
     number, line = lines[0]
     assert 100 < number < 140
     assert "closer to each other than they were: the model is collapsing" in line
+
+
+def learnt(steps: int) -> list[dict[str, Any]]:
+    """A teacher that is followed well."""
+    return [taught(0.2 + 0.2 * (n % 2), 5.0, 4.0, 0.6) for n in range(steps)]
+
+
+def falling(to: float, steps: int = 60) -> list[float]:
+    """Spreads of 5, then down to one that stays."""
+    return [5.0] * 10 + [to + (5.0 - to) * 0.8**n for n in range(steps)]
+
+
+def test_with_a_teacher_a_collapse_is_told_when_the_scores_tell_no_more_than_equal_ones() -> None:
+    collapsing = [taught(0.6, spread, 4.0, 0.6) for spread in falling(0.01)]
+    ((number, line),) = told(learnt(20) + collapsing, labels=None)
+    assert 30 < number < 70
+    assert "closer to each other than they were: the model is collapsing" in line
+    # A loss that has jumped before, far above that of equal scores, falls to it.
+    assert len(told([taught(40.0, 50.0, 4.0, 0.6)] * 20 + collapsing, labels=None)) == 1
+
+
+def test_scores_that_come_as_close_as_those_of_the_teacher_have_not_collapsed() -> None:
+    """A hundred times closer than they were, with a loss that is long above that of scores still closer."""
+    coming = [taught(spread**2 / 2, spread, 0.05, 0.05**2 / 2) for spread in falling(0.05)]
+    assert told(coming, labels=None) == []
+    assert len(told(coming + [taught(0.05**2 / 2, 0.004, 0.05, 0.05**2 / 2)] * 30, labels=None)) == 1
+
+
+def test_scores_that_rank_as_the_teacher_have_not_collapsed_however_far_apart_its_own_are() -> None:
+    """A temperature of 0.01 asks for scores hundreds apart; a loss below that of equal scores says that they rank."""
+    assert told([taught(0.9, spread, 200.0, CHANCE) for spread in falling(0.1)], labels=None) == []
+    assert len(told([taught(CHANCE, spread, 200.0, CHANCE) for spread in falling(0.1)], labels=None)) == 1
+
+
+def test_where_the_teacher_holds_all_for_equal_scores_may_come_as_close_as_they_like() -> None:
+    assert told([taught(0.0, spread, 0.0, 0.0) for spread in falling(0.01)], labels=None) == []
+
+
+def test_a_loss_of_labels_that_is_no_softmax_is_watched_without_a_teacher() -> None:
+    def one(loss: float, spread: float) -> dict[str, Any]:
+        return {**record(loss, spread), "train/equal_loss": 0.69}
+
+    assert len(told([one(0.69, spread) for spread in falling(0.01)], labels=None)) == 1
+    assert told([one(0.5, spread) for spread in falling(0.01)], labels=None) == []
+
+
+def test_a_checkpoint_of_before_says_nothing_of_a_teacher_until_the_window_is_full_again() -> None:
+    collapsed = taught(0.6, 0.01, 4.0, 0.6)
+    health = Health(10, 8.0, None)
+    for one in [*learnt(10), *[collapsed] * 9]:
+        assert health.see(one) == []
+    before = json.loads(json.dumps(health.to_dict()))
+    del before["equals"], before["teachers"]
+    health = Health(10, 8.0, None)
+    health.restore(before)
+    assert [bool(health.see(collapsed)) for _ in range(12)] == [False] * 9 + [True] + [False] * 2
 
 
 def test_a_spike_is_far_above_what_came_before_and_does_not_hide_the_next() -> None:
@@ -98,11 +159,21 @@ def test_a_new_level_of_the_loss_is_soon_no_spike_any_more() -> None:
 
 def test_a_watch_that_is_kept_and_restored_goes_on_as_the_one_before() -> None:
     records = [record(CHANCE)] * 12 + learning(100) + [record(0.9, 5.0 * 0.8**n) for n in range(60)]
-    whole = told(records)
-    for cut in (3, 12, 50, 130):
-        first = Health(10, 8.0)
+    goes_on_as_before(records, (3, 12, 50, 130), 1.0)
+    collapsing = learnt(20) + [taught(0.6, spread, 4.0, 0.6) for spread in falling(0.01)]
+    goes_on_as_before(collapsing, (3, 12, 35, 45), None)
+    for one in collapsing:
+        del one["train/teacher_spread"]
+    goes_on_as_before(collapsing, (3, 12, 35, 45), None)
+
+
+def goes_on_as_before(records: list[dict[str, Any]], cuts: tuple[int, ...], labels: float | None) -> None:
+    whole = told(records, labels=labels)
+    assert whole
+    for cut in cuts:
+        first = Health(10, 8.0, labels)
         lines = [(number, line) for number, one in enumerate(records[:cut]) for _, line in first.see(one)]
-        second = Health(10, 8.0)
+        second = Health(10, 8.0, labels)
         second.restore(json.loads(json.dumps(first.to_dict())))
         lines += [(cut + number, line) for number, one in enumerate(records[cut:]) for _, line in second.see(one)]
         assert lines == whole

@@ -12,6 +12,7 @@ from reranker.config.common import Device
 from reranker.data.collate import MicroBatch, collate, ghost
 from reranker.data.tokenize import Pair
 from reranker.model.chunks import split
+from reranker.model.losses import Objective
 from reranker.train.distributed import Ranks, join, leave
 from reranker.train.engine import StepOutcome
 from reranker.train.flops import ModelFlops
@@ -86,6 +87,39 @@ def test_what_is_computed_is_that_of_the_chunks(ranks: Ranks) -> None:
     meter.count(one, one, cut, torch.zeros(1, 3), torch.tensor(1.0))
     record = meter.record(ranks, StepOutcome(torch.tensor(0.1), False, 1.0), rate=0.0, epoch=0.1)
     assert record["data/useful_token_share"] == pytest.approx(22 / (2 * 6 + 12))
+
+
+def test_with_a_teacher_a_record_has_the_loss_of_equal_scores_and_the_spread_of_what_the_teacher_wants(
+    ranks: Ranks,
+) -> None:
+    objective = Objective(labels=0.5, distillation=2.0, temperature=4.0)
+    meter = Meter(torch.device("cpu"), True, None, objective, steps=1, groups=3)
+    pairs = [[Pair([7], [0])] * 3, [Pair([7], [0])] * 2, [Pair([7], [0])] * 2]
+    # The third group has one score of the teacher's: nothing that it could say of their distance.
+    one = collate(pairs, [0, 1, 2], 3, 1, teacher=[[8.0, 0.0, math.nan], [4.0, -4.0], [1.0, math.nan]])
+    scores_GP = torch.tensor([[5.0, 2.0, 1.0], [3.0, 3.5, math.nan], [-2.0, 9.0, math.nan]])
+    nothing = ghost(pad_id=1)
+    meter.count(one, one, [one.packed], scores_GP, objective.of(scores_GP, one))
+    meter.count(nothing, nothing, [nothing.packed], torch.tensor([[math.inf, 1.0]]), torch.tensor(0.0))
+    record = meter.record(ranks, StepOutcome(torch.tensor(0.1), False, 1.0), rate=0.0, epoch=0.1)
+    high = 1 / (1 + math.exp(-2))  # the teacher's share of the first, in both groups: 8 / 4 - 0 and 4 / 4 - -4 / 4
+    divergence = math.log(2) + high * math.log(high) + (1 - high) * math.log(1 - high)
+    equal = 0.5 * (math.log(3) + 2 * math.log(2)) + 2.0 * 2 * divergence
+    assert record["train/equal_loss"] == pytest.approx(equal / 3, rel=1e-5)
+    assert record["train/teacher_spread"] == pytest.approx((1.0 + 1.0 + 0.0) / 3)
+
+
+def test_beside_a_teacher_alone_a_record_has_no_spread_of_one(ranks: Ranks) -> None:
+    one = batch([5, 9])
+    for objective, names in (
+        (None, set()),
+        (Objective(by_label="pointwise"), {"train/equal_loss"}),
+        (Objective(more=(("mse", 1.0),)), {"train/equal_loss", "train/teacher_spread"}),
+    ):
+        meter = Meter(torch.device("cpu"), True, None, objective, steps=1, groups=1)
+        meter.count(one, one, [one.packed], torch.tensor([[1.0, 0.0]]), torch.tensor(0.3))
+        record = meter.record(ranks, StepOutcome(torch.tensor(0.1), False, 1.0), rate=0.0, epoch=0.1)
+        assert {"train/equal_loss", "train/teacher_spread"} & set(record) == names
 
 
 def test_a_skipped_step_has_no_norm_and_an_unknown_model_no_flops(ranks: Ranks) -> None:

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from reranker.checks import loss_weights
 from reranker.config.training import LossConfig
+from reranker.data.collate import collate
+from reranker.data.tokenize import Pair
 from reranker.errors import UserError
 from reranker.model.losses import Objective, listwise_cross_entropy, listwise_distillation
 from reranker.model.objectives import BY_LABEL, BY_TEACHER, summed
@@ -323,6 +325,55 @@ def test_a_temperature_of_the_scores_is_one_of_the_losses_by_label_alone() -> No
         divided = found(name, 1.0, 1.0, scores_GP / 0.05) - found(name, 0.0, 1.0, scores_GP / 0.05)
         torch.testing.assert_close(of_labels, divided)
     torch.testing.assert_close(found("listwise", 0.0, 0.05, scores_GP), found("listwise", 0.0, 1.0, scores_GP))
+
+
+def test_the_loss_of_equal_scores_is_that_of_the_definitions_at_their_mean() -> None:
+    scores, teacher = [3.0, -1.0, 0.4, 1.2], [1.5, 0.0, math.nan, -0.5]
+    mean, known = 0.9, [1.5, 0.0, -0.5]
+    share = [math.exp(value) / sum(map(math.exp, known)) for value in known]
+    expected = {
+        "listwise": math.log(4),
+        "multi_positive": math.log(4),
+        "pointwise": (softplus(-mean) + 3 * softplus(mean)) / 4,
+        "ranknet": math.log(2),
+        "listmle": math.log(24),
+        "kl": math.log(3) + sum(value * math.log(value) for value in share),
+        "mse": sum((mean - value) ** 2 for value in known) / 3,
+        "margin_mse": (1.5**2 + 2.0**2) / 2,
+    }
+    one = collate([[Pair([7], [0])] * 4], [0], 4, pad_id=1, teacher=[teacher])
+    for name, value in expected.items():
+        objective = Objective(labels=0.0, more=((name, 2.0),))
+        found = objective.of_equal_scores(torch.tensor([scores]), one)
+        assert found.item() == pytest.approx(2 * value, rel=1e-4), name
+
+
+@pytest.mark.parametrize("name", ["listwise", "kl", *EVERY])
+def test_scores_that_have_collapsed_have_the_loss_of_equal_ones_whatever_the_loss(name: str) -> None:
+    """Also where ranks weigh, which scores have however close they are; float32 has them around 20 as well."""
+    draw = torch.Generator().manual_seed(1)
+    groups = collate([[Pair([7], [0])] * 5, [Pair([7], [0])] * 3, [Pair([7], [0])] * 4], range(3), 5, pad_id=1,
+                     teacher=[[3.0, 1.0, 0.0, -1.0, -3.0], [0.5, 2.0, 1.0], [4.0, 1.0, math.nan, 0.0]])  # fmt: skip
+    objective = Objective(labels=0.0, more=((name, 1.0),))
+    for _ in range(20):
+        apart_GP = torch.randn(3, 5, generator=draw)
+        close_GP = 20 + 0.002 * apart_GP
+        equal = objective.of_equal_scores(close_GP, groups).item()
+        assert objective.of(close_GP, groups).item() == pytest.approx(equal, rel=0.005)
+        assert objective.of(5 * apart_GP, groups).item() != pytest.approx(equal, rel=0.005)
+
+
+def test_a_softmax_of_labels_alone_and_a_teacher_are_known_as_such() -> None:
+    for objective, softmax, teacher in (
+        (Objective(2.0), True, False),
+        (Objective(by_label="multi_positive"), True, False),
+        (Objective(by_label="pointwise"), False, False),
+        (Objective(distillation=0.1), False, True),
+        (Objective(more=(("ranknet", 1.0),)), False, False),
+        (Objective(more=(("kl", 1.0),)), False, True),
+        (Objective(more=(("margin_mse", 1.0),)), False, True),
+    ):
+        assert (objective.softmax_of_labels, objective.learns_from_teacher) == (softmax, teacher)
 
 
 def test_names_and_weights_of_more_losses_are_checked() -> None:
