@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import itertools
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from reranker.config.common import Device
 from reranker.errors import UserError
@@ -124,9 +126,28 @@ def join(device: Device, timeout: float) -> Ranks:
     os.environ.setdefault("LOCAL_RANK", "0")
     limit = datetime.timedelta(seconds=timeout)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=limit)
+        store, rank, world = _meeting_place(limit)
+        backend = "nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=limit)
     control = dist.new_group(backend="gloo", timeout=limit)
     return Ranks(dist.get_rank(), dist.get_world_size(), chosen, control)
+
+
+def _meeting_place(limit: datetime.timedelta) -> tuple[dist.Store, int, int]:
+    """(store, rank, world size) of the environment, the store with names of its own for each time that ranks meet.
+
+    The trainings of a sweep meet again and again. A rank that is the first to come again would find the addresses that
+    the others had before, or a store that is about to be closed: it stays open, as long as the process lives.
+    """
+    place = tuple(os.environ[name] for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+    if place not in _met:
+        _met[place] = (next(rendezvous("env://", timeout=limit)), itertools.count())
+    (store, rank, world), times = _met[place]
+    store.set_timeout(limit)
+    return dist.PrefixStore(f"meeting_{next(times)}", store), rank, world
+
+
+_met: dict[tuple[str, ...], tuple[tuple[dist.Store, int, int], Iterator[int]]] = {}
 
 
 def choose_device(device: Device, local_rank: str | None) -> torch.device:
