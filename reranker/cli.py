@@ -107,7 +107,7 @@ def run_command(command: str, arguments: list[str], work: Callable[[Any], int] |
     failures: list[Exception] = []
     outside: list[Any] = []
 
-    def job(config: Any) -> None:
+    def job(config: Any) -> int | None:
         # What a job raises would make Hydra print a report of its own: it is kept until Hydra is done.
         try:
             settings = _to_settings(command, config)
@@ -119,6 +119,7 @@ def run_command(command: str, arguments: list[str], work: Callable[[Any], int] |
             failures.append(error)
             if sweeping:
                 codes.append(_report(error))
+        return codes[-1] if codes else None
 
     ConfigStore.instance().store(name=f"{_config_name(command)}_schema", node=COMMANDS[command][0])
     sweeping = any(argument in ("-m", "--multirun") for argument in arguments)
@@ -127,8 +128,7 @@ def run_command(command: str, arguments: list[str], work: Callable[[Any], int] |
     try:
         if sweeping and command == "train":
             _check_sweep(arguments)
-            if "hydra/launcher=slurm" in arguments:
-                importlib.import_module("reranker.cluster.launcher").register()
+            importlib.import_module("reranker.cluster.plugins").register()
         written = _with_stages(arguments) if command == "prepare" else _with_directory(command, arguments)
         sys.argv = [f"reranker {command}", *check_arguments(command, written)]
         _application(command, job)()
@@ -151,7 +151,7 @@ def run_command(command: str, arguments: list[str], work: Callable[[Any], int] |
     return max(codes, default=0)
 
 
-def _application(command: str, job: Callable[[Any], None]) -> Callable[[], None]:
+def _application(command: str, job: Callable[[Any], int | None]) -> Callable[[], None]:
     import hydra
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf

@@ -441,6 +441,22 @@ MUTATIONS = [
         "tests/chaos/test_survive.py::test_a_signal_to_one_rank_saves_and_ends_all_at_the_same_step[0-SIGTERM]",
     ),
     Mutation(
+        "the ranks of a sweep meet where they met before", "train/distributed.py",
+        'dist.PrefixStore(f"meeting_{next(times)}", store)', 'dist.PrefixStore("meeting", store)',
+        "tests/distributed/test_sweep.py::test_a_local_sweep_is_shown_while_it_runs_when_it_is_cut_off_and_behind_its_end",
+    ),
+    Mutation(
+        "a sweep whose process is gone is running", "cluster/local.py",
+        "with FileLock(directory / LOCK).acquire(blocking=False):\n            return False",
+        "with FileLock(directory / LOCK).acquire(blocking=False):\n            return True",
+        "tests/unit/test_local_sweep.py::test_a_sweep_is_running_as_long_as_its_process_is_there",
+    ),
+    Mutation(
+        "a training that failed counts as done", "cluster/sweep.py",
+        'if entry["code"]:', "if False:",
+        "tests/unit/test_local_sweep.py::test_the_trainings_of_a_local_sweep_are_listed_best_first",
+    ),
+    Mutation(
         "what is watched begins anew", "train/events.py",
         '"health": self._health.to_dict(),', '"health": Health(4, 1.0).to_dict(),',
         "tests/distributed/test_guards.py::test_spikes_are_skipped_by_all_ranks_and_alike_when_interrupted",

@@ -32,10 +32,10 @@ _LAST = 20
 
 @dataclass(frozen=True)
 class Training:
-    """A run directory with jobs.
+    """A run directory.
 
     Attributes:
-        job, jobs: the number of the newest job; how many there were.
+        job, jobs: the number of the newest job, None where there is none; how many there were.
         state: SLURM's word for that job (RUNNING, PENDING, ...); once SLURM has forgotten it DONE for a whole training,
             STOPPED for one that was asked to stop, else ENDED.
         step, steps: optimizer steps behind it and in all, None before the first record; seconds_left: by the newest
@@ -44,7 +44,7 @@ class Training:
     """
 
     run: str
-    job: str
+    job: str | None
     jobs: int
     state: str
     step: int | None
@@ -69,7 +69,7 @@ def jobs_command(config: JobsConfig) -> int:
         write_json(Path(config.output), [asdict(one) for one in found])
     columns = ("run", "job", "state", "step", "loss", "left", "restarts")
     rows = [
-        (os.path.relpath(one.run, root), one.job, one.state, shown_steps(one),
+        (os.path.relpath(one.run, root), one.job or "", one.state, shown_steps(one),
          "" if one.loss is None else f"{one.loss:.4f}",
          "" if one.seconds_left is None else duration(one.seconds_left), str(one.restarts))
         for one in found
@@ -93,18 +93,23 @@ def training(run: Path, states: Mapping[str, str]) -> Training:
     waiting = [path for path in jobs if path.name in states]
     # In a chain the newest one waits for the one that runs.
     job = (under_way or waiting[:1] or jobs)[-1]
+    restarts = max(0, sum(1 for _ in job.glob("restart-*")) - 1)
+    return observed(run, states.get(job.name), job.name, len(jobs), restarts)
+
+
+def observed(run: Path, state: str | None, job: str | None = None, jobs: int = 0, restarts: int = 0) -> Training:
+    """What files tell of a run directory, `state` being that of a training that is under way or waits."""
     trained = [record for record in records(run) if "train/loss" in record]
     last = trained[-1] if trained else None
     steps = _steps_in_all(settings(run), last) if last else None
     step = last["step"] if last else None
-    state = states.get(job.name) or _state_of_files(run, step, steps)
     left = None
-    if job.name in states and last and steps is not None:
+    if state is not None and last and steps is not None:
         recent = [record["system/step_seconds"] for record in trained[-_LAST:]]
         left = max(0, steps - last["step"]) * sum(recent) / len(recent)
-    restarts = max(0, sum(1 for _ in job.glob("restart-*")) - 1)
     loss = last["train/loss"] if last else None
-    return Training(str(run), job.name, len(jobs), state, step, steps, loss, left, restarts)
+    state = state or _state_of_files(run, step, steps)
+    return Training(str(run), job, jobs, state, step, steps, loss, left, restarts)
 
 
 def queue() -> dict[str, str]:

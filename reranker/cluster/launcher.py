@@ -12,15 +12,11 @@ again submits the same trainings: each goes on where it stands. Raises `UserErro
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import shlex
-import sys
-import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import OmegaConf, open_dict, read_write
@@ -64,19 +60,15 @@ class SlurmLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         directory = Path(self._config.hydra.sweep.dir).absolute()
+        configs = []
+        for overrides in job_overrides:
+            configs.append(self._submitted(list(overrides)))
+            check_submit(configs[-1])
         words = [own_words(overrides, directory.name) for overrides in job_overrides]
-        common = set(words[0]).intersection(*words)
-        members, first = [], None
-        for mine, overrides in zip(words, job_overrides, strict=True):
-            config = self._submitted(list(overrides))
-            check_submit(config)
-            first = first or config
-            varied = tuple(word for word in mine if word not in common)
-            members.append(Member(tuple(mine), varied, str(Path(config.run_dir).absolute())))
+        members = members_of(words, [str(Path(config.run_dir).absolute()) for config in configs])
         refuse_shared(members)
-        assert first is not None, "a sweep has jobs"
-        command = self._command(directory, first, len(members))
-        for name, value in [*arithmetic(first)[:-1], ("sweep", f"{len(members)} trainings in {directory}")]:
+        command = self._command(directory, configs[0], len(members))
+        for name, value in [*arithmetic(configs[0])[:-1], ("sweep", f"{len(members)} trainings in {directory}")]:
             print(f"{name:8s} {value}")
         if self._dry_run:
             print(f"{'sbatch':8s} {shlex.join(command[1:])}")
@@ -102,9 +94,23 @@ class SlurmLauncher(Launcher):
         ]  # fmt: skip
 
 
+def written_words(overrides: Sequence[str]) -> list[str]:
+    """The words of a training without those for Hydra."""
+    return [word for word in overrides if not word.startswith(("hydra.", "hydra/"))]
+
+
+def members_of(words: Sequence[Sequence[str]], run_dirs: Sequence[str]) -> list[Member]:
+    """The trainings of a sweep from the words and the run directory of each."""
+    common = set(words[0]).intersection(*words)
+    return [
+        Member(tuple(mine), tuple(word for word in mine if word not in common), run_dir)
+        for mine, run_dir in zip(words, run_dirs, strict=True)
+    ]
+
+
 def own_words(overrides: Sequence[str], group: str) -> list[str]:
     """The words of a training, with the sweep as its group in tracking where none is given."""
-    words = [word for word in overrides if not word.startswith(("hydra.", "hydra/"))]
+    words = written_words(overrides)
     if not any(word.startswith("tracking.group=") for word in words):
         words.append(f"tracking.group={quoted(group)}")
     return words
@@ -148,23 +154,3 @@ def _submitted_return() -> JobReturn:
     done = JobReturn(status=JobStatus.COMPLETED)
     done.return_value = 0
     return done
-
-
-def register() -> None:
-    """Make the launcher known to Hydra.
-
-    Hydra takes no plugin whose name does not say that it is of the package `hydra_plugins`, and finds it by that name:
-    a module of that name is made here, as a directory of it beside ours would be in everybody's way.
-    """
-    plugins = Plugins.instance()  # which has looked through those of others by then
-    package, module = "hydra_plugins", types.ModuleType("hydra_plugins.reranker")
-    if module.__name__ in sys.modules:
-        return
-    try:
-        importlib.import_module(package)
-    except ImportError:
-        sys.modules[package] = types.ModuleType(package)
-    SlurmLauncher.__module__ = module.__name__
-    module.SlurmLauncher = SlurmLauncher  # type: ignore[attr-defined]
-    sys.modules[package].reranker = sys.modules[module.__name__] = module  # type: ignore[attr-defined]
-    plugins.register(SlurmLauncher)

@@ -54,7 +54,7 @@ class JobsConfig:
 @dataclass
 class SweepShowConfig:
     sweep: str = MISSING
-    """Directory of a sweep that was submitted with hydra/launcher=slurm: its hydra.sweep.dir"""
+    """Directory of a sweep, `reranker train --multirun ...` here or with hydra/launcher=slurm: its hydra.sweep.dir"""
     output: Optional[str] = None
     """JSON file for the same; null: the table is printed only"""
 

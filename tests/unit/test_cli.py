@@ -368,8 +368,9 @@ def test_the_commands_exit_code_is_passed_on(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_sweep_runs_every_job_and_tells_each_failure(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     rates = []
 
     def job(config: object) -> int:
