@@ -442,7 +442,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the ranks of a sweep meet where they met before", "train/distributed.py",
-        'dist.PrefixStore(f"meeting_{next(times)}", store)', 'dist.PrefixStore("meeting", store)',
+        'PrefixStore(f"meeting_{next(times)}", store)', 'PrefixStore("meeting", store)',
         "tests/distributed/test_sweep.py::test_a_local_sweep_is_shown_while_it_runs_when_it_is_cut_off_and_behind_its_end",
     ),
     Mutation(

@@ -86,7 +86,7 @@ def local_result(number: int, entry: dict[str, Any], alive: bool | None) -> Resu
     run = Path(entry["run_dir"])
     known = observed(run, None) if (run / CONFIG).is_file() else None
     owner = current(run)
-    state = local_state(entry, alive, known.state if known else None, owner and owner.start)
+    state = local_state(entry, alive, known.state if known else None, owner.start if owner else None)
     if state == "RUNNING" and known:
         known = observed(run, state)
     return result(number, entry, state, known)

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from reranker.config.common import Device
@@ -133,7 +134,7 @@ def join(device: Device, timeout: float) -> Ranks:
     return Ranks(dist.get_rank(), dist.get_world_size(), chosen, control)
 
 
-def _meeting_place(limit: datetime.timedelta) -> tuple[dist.Store, int, int]:
+def _meeting_place(limit: datetime.timedelta) -> tuple[Store, int, int]:
     """(store, rank, world size) of the environment, the store with names of its own for each time that ranks meet.
 
     The trainings of a sweep meet again and again. A rank that is the first to come again would find the addresses that
@@ -144,10 +145,10 @@ def _meeting_place(limit: datetime.timedelta) -> tuple[dist.Store, int, int]:
         _met[place] = (next(rendezvous("env://", timeout=limit)), itertools.count())
     (store, rank, world), times = _met[place]
     store.set_timeout(limit)
-    return dist.PrefixStore(f"meeting_{next(times)}", store), rank, world
+    return PrefixStore(f"meeting_{next(times)}", store), rank, world
 
 
-_met: dict[tuple[str, ...], tuple[tuple[dist.Store, int, int], Iterator[int]]] = {}
+_met: dict[tuple[str, ...], tuple[tuple[Store, int, int], Iterator[int]]] = {}
 
 
 def choose_device(device: Device, local_rank: str | None) -> torch.device:
