@@ -457,6 +457,26 @@ MUTATIONS = [
         "tests/unit/test_local_sweep.py::test_the_trainings_of_a_local_sweep_are_listed_best_first",
     ),
     Mutation(
+        "in report.html what has no value comes first where the largest does", "evaluate/page_queries.js",
+        "if (x === null) return 1;", "if (x === null) return choice.down ? -1 : 1;",
+        "tests/unit/test_page_script.py::test_a_column_sorts_with_what_has_no_value_last_and_equal_ones_as_they_were",
+    ),
+    Mutation(
+        "in report.html one of the words is enough", "evaluate/page_queries.js",
+        "words.every((word)", "words.some((word)",
+        "tests/unit/test_page_script.py::test_a_query_is_found_by_all_of_its_words_and_its_set",
+    ),
+    Mutation(
+        "in report.html a query that one system has alone is a tie", "evaluate/page_queries.js",
+        ".filter((by) => by !== null);", ";",
+        "tests/unit/test_page_script.py::test_two_systems_are_compared_on_the_queries_that_both_have",
+    ),
+    Mutation(
+        "in report.html small differences are rounded away", "evaluate/page.py",
+        "round(of[metric], 6)", "round(of[metric], 4)",
+        "tests/unit/test_page_script.py::test_a_difference_is_one_however_small",
+    ),
+    Mutation(
         "what is watched begins anew", "train/events.py",
         '"health": self._health.to_dict(),', '"health": Health(4, 1.0).to_dict(),',
         "tests/distributed/test_guards.py::test_spikes_are_skipped_by_all_ranks_and_alike_when_interrupted",

@@ -2,7 +2,8 @@
 
 In: the rows of table.json, the content of details.json, the lines of queries.jsonl and passages.jsonl. Out: the text of
 report.html. Nothing is computed here but positions on a scale. All texts are escaped: corpora hold markup, and worse.
-However large the sets, the queries take no more than `BUDGET` bytes; what is left out is said.
+However large the sets, the queries take no more than `BUDGET` bytes; what is left out is said. What the page does in a
+browser is in page_queries.js, which tests run in V8, and, for all that needs a document, page.js.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ CHARACTERS = 1_000
 """Of a text."""
 BUDGET = 16_000_000
 """Bytes of the queries and their passages; no more than half of it are the queries' own lines."""
+SCRIPTS = ("page_queries.js", "page.js")
+"""One script of the page, in this order."""
 RANKS = ("1", "2", "3", "4 to 5", "6 to 10", "below 10", "not found")
 
 
@@ -37,7 +40,9 @@ def page(
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    template = (files("reranker.evaluate") / "page.html.jinja").read_text("utf-8")
+    template, *scripts = (
+        (files("reranker.evaluate") / name).read_text("utf-8") for name in ("page.html.jinja", *SCRIPTS)
+    )
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     metrics = list(details["settings"]["metrics"])
     parts = [
@@ -56,6 +61,7 @@ def page(
         details=details,
         environment=sorted(details["environment"].items()),
         data=Markup(_written(embedded)),
+        script=Markup("".join(scripts)),
     )
 
 
@@ -191,7 +197,7 @@ def _line(line: Mapping[str, Any], systems: Sequence[str], metrics: Sequence[str
     return {
         "set": line["set"], "qid": line["qid"], "query": _cut(line["query"]),
         "ranks": [line["ranks"].get(system) for system in systems],
-        "values": [[round(of[metric], 4) for metric in metrics] if (of := line["metrics"].get(system)) else None
+        "values": [[round(of[metric], 6) for metric in metrics] if (of := line["metrics"].get(system)) else None
                    for system in systems],
         "opened": None,
     }  # fmt: skip
