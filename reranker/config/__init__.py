@@ -31,7 +31,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "train": (TrainConfig, "train a cross-encoder reranker"),
     "submit": (SubmitConfig, "train as a SLURM job: checked, shown and submitted"),
     "jobs": (JobsConfig, "list trainings that were submitted: state, step, loss, time left, restarts"),
-    "sweep show": (SweepShowConfig, "list the trainings of a sweep that was submitted, best first"),
+    "sweep show": (SweepShowConfig, "list the trainings of a sweep, best first"),
     "doctor cluster": (DoctorConfig, "look at the nodes of a job: versions, devices, clocks, all-reduce, shared files"),
     "checkpoint list": (CheckpointListConfig, "list the checkpoints of a run"),
     "checkpoint verify": (CheckpointVerifyConfig, "compare every byte of checkpoints with their checksums"),
