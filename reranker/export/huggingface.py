@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ from reranker.evaluate.regression_gate import Verdict
 from reranker.export.directory import check_output, finish, save
 from reranker.export.gate import Try, gate_of_export
 from reranker.export.model_card import LICENSES, CardFacts, model_card
-from reranker.export.onnx import FILE, check_packages, write_onnx
+from reranker.export.onnx import FILE, Fusion, check_packages, write_onnx
 from reranker.export.origin import sources_of
 from reranker.export.performance import performance_of
 from reranker.export.quantize import INT8_FILE, Agreement, read_judges, write_int8
@@ -130,11 +131,11 @@ def export_run(
     weights = read_weights(found)
     facts = _facts(settings, state, contract, dtype, sum(map(torch.Tensor.numel, weights.values())))
 
-    def card(written: Path, quantised: Agreement | None, verdict: Verdict | None) -> str:
+    def card(written: Path, fusion: Fusion | None, quantised: Agreement | None, verdict: Verdict | None) -> str:
         table = report or run_dir / "report" / "table.json"
         performance = performance_of(written, table, required=report is not None)
         known = dataclasses.replace(
-            facts, checkpoint=checkpoint, performance=performance, onnx=onnx, int8=quantised, gate=verdict
+            facts, checkpoint=checkpoint, performance=performance, onnx=fusion, int8=quantised, gate=verdict
         )
         return model_card(known)
 
@@ -147,7 +148,7 @@ def export_weights(
     base: Path,
     output: Path,
     contract: Contract,
-    card: Callable[[Path, Agreement | None, Verdict | None], str],
+    card: Callable[[Path, Fusion | None, Agreement | None, Verdict | None], str],
     dtype: Precision = Precision.fp32,
     onnx: bool = False,
     judges: Sequence[Group] | None = None,
@@ -159,8 +160,9 @@ def export_weights(
     Args:
         weights: every parameter of the AutoModelForSequenceClassification of `base`, by name; no buffers.
         base: directory with the config and the tokenizer of the base model; the dropout values are its own.
-        card: makes the model card, given the directory that the weights have just been written to, how far the
-            8-bit file agrees with them, if there is one, and the verdict of their gate, if they have one.
+        card: makes the model card, given the directory that the weights have just been written to, what became of
+            the attentions in the ONNX file, how far the 8-bit file agrees with them, and the verdict of their gate:
+            each of the three None where there is none.
         tried: gives that verdict, and is written beside the weights.
         onnx, int8_agreement: as `export_run` has them. judges: the groups of its `int8`.
     """
@@ -175,10 +177,11 @@ def export_weights(
         check_reload(model, tokenizer, contract, staging)
         if verdict := tried(staging):
             write_json(staging / GATE, verdict.to_dict())
-        if onnx:
-            write_onnx(model, staging, contract.max_length)
+        fusion = write_onnx(model, staging, contract.max_length) if onnx else None
+        if fusion and fusion.reason:
+            print(f"note: {FILE}: its attentions are not fused: {fusion.reason}", file=sys.stderr)
         quantised = write_int8(model, tokenizer, contract, staging, judges, int8_agreement) if judges else None
-        write_text(staging / "README.md", card(staging, quantised, verdict))
+        write_text(staging / "README.md", card(staging, fusion, quantised, verdict))
         finish(staging)
 
 

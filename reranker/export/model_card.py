@@ -20,6 +20,7 @@ from reranker.evaluate.table import title as title_of
 from reranker.export import gate, origin, passages
 from reranker.export.card_training import training_rows
 from reranker.export.card_words import LANGUAGES, Words
+from reranker.export.onnx import Fusion
 from reranker.export.origin import Source
 from reranker.export.performance import Performance
 from reranker.export.quantize import Agreement
@@ -63,7 +64,7 @@ class CardFacts:
         performance: of exactly the exported weights in an evaluation, or None.
         gate: what it lost against its base on guard sets, or None where there was no gate.
         versions: of the libraries that trained.
-        onnx: whether the model lies in the directory in ONNX as well.
+        onnx: what became of the attentions in the ONNX file, or None where there is none.
         int8: how far the ONNX file in 8 bits agrees with the model, or None where there is none.
     """
 
@@ -92,7 +93,7 @@ class CardFacts:
     performance: Performance | None = None
     gate: Verdict | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
-    onnx: bool = False
+    onnx: Fusion | None = None
     int8: Agreement | None = None
 
 

@@ -4,8 +4,9 @@ In: the model whose weights were just written, in float32, and the directory tha
 onnx/model.onnx in it, where sentence-transformers, optimum and text-embeddings-inference look for one; model.onnx_data
 beside it where the weights are too many for one file. Its inputs are input_ids, attention_mask and, where the model
 tells segments apart, token_type_ids: int64 of (batch, sequence), each of any size. Its output is logits: float32 of
-(batch, 1). ONNX Runtime scores pairs with the file before this returns: one whose scores are not the model's to 1e-4
-is a UserError.
+(batch, 1). Each attention is one operator of ONNX Runtime's (`onnx_fusion`), which other programs need not know. Where
+that cannot be done, the graph is as torch exports it, of ONNX's operators alone, and it is said why. ONNX Runtime
+scores pairs with the file before this returns: one whose scores are not the model's to 1e-4 is a UserError.
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from reranker.errors import UserError, shorten
+from reranker.export.onnx_fusion import fuse_attention
 from reranker.model.cross_encoder import has_segments
 
 FILE = "onnx/model.onnx"
@@ -43,7 +47,20 @@ def check_packages() -> None:
                         "pip install 'ko-reranker[export]'")  # fmt: skip
 
 
-def write_onnx(model: Any, directory: Path, longest: int) -> None:
+@dataclass(frozen=True)
+class Fusion:
+    """What became of the attentions.
+
+    Attributes:
+        attentions: how many are one operator each; 0: none is, and the graph is as torch exported it.
+        reason: why none is, for a reader.
+    """
+
+    attentions: int
+    reason: str = ""
+
+
+def write_onnx(model: Any, directory: Path, longest: int) -> Fusion:
     """Write the file, and score pairs with it and with the model.
 
     Args:
@@ -53,18 +70,35 @@ def write_onnx(model: Any, directory: Path, longest: int) -> None:
 
     Raises UserError for a model that torch cannot write, a file that ONNX Runtime cannot run and scores that differ.
     """
-    import onnx_ir
-    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
-
     path = directory / FILE
     path.parent.mkdir()
     program = _exported(model)
+    try:
+        fused = program.clone()
+        with quietly():
+            attentions = fuse_attention(fused, [_arrays(_inputs(model, lengths)) for lengths in _shapes(longest)])
+        _save(fused, path)
+        _check_scores(model, path, longest)
+    except Exception as error:  # onnxscript's have no class in common; the graph as it was does as well
+        fusion = Fusion(0, shorten(error, 160))
+        for written in path.parent.iterdir():
+            written.unlink()
+        _save(program, path)
+        _check_scores(model, path, longest)
+    else:
+        fusion = Fusion(attentions)
+    return fusion
+
+
+def _save(program: Any, path: Path) -> None:
+    import onnx_ir
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
     # Each node says by which lines of which files it was made: paths of this machine, and half the size of a graph.
     ClearMetadataAndDocStringPass()(program)
     weights = sum(value.const_value.nbytes for value in program.graph.initializers.values())
     # torch would call the second file model.onnx.data. Servers that fetch from a hub ask for optimum's name.
     onnx_ir.save(program, path, external_data=f"{path.name}_data" if weights > WEIGHTS_IN_THE_FILE else None)
-    _check_scores(model, path, longest)
 
 
 def _exported(model: Any) -> Any:
@@ -91,12 +125,12 @@ def _check_scores(model: Any, path: Path, longest: int) -> None:
     options.log_severity_level = 3  # errors
     with _refusals_told():
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    for lengths in ([longest], [1], [2], [1, 1], [5, 5, 5], [3, min(longest, 128), 1, min(longest, 40)]):
+    for lengths in _shapes(longest):
         inputs = _inputs(model, lengths)
         with torch.inference_mode():
             expected = model(**inputs).logits
         with _refusals_told():
-            (found,) = session.run(["logits"], {name: tensor.numpy() for name, tensor in inputs.items()})
+            (found,) = session.run(["logits"], _arrays(inputs))
         difference = (torch.from_numpy(found) - expected).abs().max().item()
         if not difference <= TOLERANCE:  # written so that NaN is refused
             tokens = ", ".join(map(str, lengths))
@@ -104,6 +138,11 @@ def _check_scores(model: Any, path: Path, longest: int) -> None:
                 "onnx", f"scores up to {difference:.2g} from the model's (pairs of {tokens} tokens)",
                 f"at most {TOLERANCE:g} in float32", f"{WITHOUT}, or try other versions of {', '.join(PACKAGES)}",
             )  # fmt: skip
+
+
+def _shapes(longest: int) -> list[list[int]]:
+    """Tokens of each pair of the batches that are scored: alone and together, padded or not."""
+    return [[longest], [1], [2], [1, 1], [5, 5, 5], [3, min(longest, 128), 1, min(longest, 40)]]
 
 
 @contextlib.contextmanager
@@ -129,6 +168,10 @@ def _inputs(model: Any, lengths: Sequence[int]) -> dict[str, torch.Tensor]:
     if has_segments(config):
         inputs["token_type_ids"] = ((sequence >= ends // 2) & mask).long()
     return inputs
+
+
+def _arrays(inputs: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy() for name, tensor in inputs.items()}
 
 
 @contextlib.contextmanager

@@ -2,11 +2,11 @@
 
 In: a model directory with its ONNX file, the model in float32, and groups by which the result is judged. Out:
 onnx/model_quantized.onnx beside the other, under optimum's and transformers.js's name, and an `Agreement`. The weights
-of the linear layers (each output by itself) and of the embedding are int8; what goes into a layer is quantised while
-it runs (onnxruntime's dynamic quantisation). One bit of the weights is given up: processors that lack VNNI overflow
-without it, and scores would depend on the machine. Where too few passages keep their order so, the second product of
-each feed-forward layer stays in float32: its inputs, behind the GELU, lie too far apart for 8 bits. Raises UserError
-where too few do even then.
+of the linear layers (each output by itself; a fused attention is one for query, key and value) and of the embedding
+are int8; what goes into a layer is quantised while it runs (onnxruntime's dynamic quantisation). One bit of the weights
+is given up: processors that lack VNNI overflow without it, and scores would depend on the machine. Where too few
+passages keep their order so, the second product of each feed-forward layer stays in float32: its inputs, behind the
+GELU, lie too far apart for 8 bits. Raises UserError where too few do even then.
 """
 
 from __future__ import annotations

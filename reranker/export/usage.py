@@ -11,13 +11,13 @@ from dataclasses import asdict
 from reranker.data.tokenize import Contract
 from reranker.export.card_edit import ONNX
 from reranker.export.card_words import Words
-from reranker.export.onnx import FILE
+from reranker.export.onnx import FILE, Fusion
 from reranker.export.quantize import INT8_FILE, Agreement
 
 
-def usage(name: str, contract: Contract, say: Words, onnx: bool, int8: Agreement | None = None) -> str:
-    """The section of the card. `name` is what the model is loaded by; `onnx`: whether it lies there in ONNX as well;
-    `int8`: how far it agrees in 8 bits, if it lies there so.
+def usage(name: str, contract: Contract, say: Words, onnx: Fusion | None, int8: Agreement | None = None) -> str:
+    """The section of the card. `name` is what the model is loaded by; `onnx`: its attentions in the ONNX file, if it
+    lies there so; `int8`: how far it agrees in 8 bits, if it lies there so.
     """
     flags = f"path, use_fp16=False, max_length={contract.max_length}"
     flags += f", query_max_length={contract.query_max_length}" if contract.query_max_length else ""
@@ -70,7 +70,7 @@ from sentence_transformers import CrossEncoder
 model = CrossEncoder(path)
 print(model.predict([(query, {one}) for passage in passages]))
 ```
-{_onnx(int8, say) if onnx else ""}
+{_onnx(onnx, int8, say) if onnx else ""}
 ### FlagEmbedding
 
 ```python
@@ -99,16 +99,17 @@ echo '{{"query": "파이썬 리스트 정렬", "passages": ["list.sort()", "튜�
 ```"""
 
 
-def _onnx(int8: Agreement | None, say: Words) -> str:
+def _onnx(fusion: Fusion, int8: Agreement | None, say: Words) -> str:
     quantised = ""
     if int8:
         told = say("usage.agreement", **asdict(int8))
         whole = f" {say('usage.int8_whole', whole=int8.whole)}" if int8.whole else ""
         quantised = f"\n{say('usage.int8', file=INT8_FILE, agreement=told)}{whole}\n"
+    fused = say("usage.onnx_fused", attentions=fusion.attentions) if fusion.attentions else say("usage.onnx_plain")
     return f"""
 ### {ONNX}
 
-{say("usage.onnx", file=FILE)}
+{say("usage.onnx", file=FILE, fused=fused)}
 
 ```python
 import onnxruntime

@@ -311,8 +311,10 @@ def test_the_8_bit_file_agrees_as_far_as_is_told(
     assert told.out.splitlines()[0].endswith("with onnx/model.onnx in fp32 and onnx/model_quantized.onnx")
     assert told.err == ""
     files = {name: output / "onnx" / name for name in ("model.onnx", "model_quantized.onnx")}
-    types = {weight.data_type for weight in onnx.load(files["model_quantized.onnx"]).graph.initializer if weight.dims}
-    assert onnx.TensorProto.INT8 in types
+    graph = onnx.load(files["model_quantized.onnx"]).graph
+    assert onnx.TensorProto.INT8 in {weight.data_type for weight in graph.initializer if weight.dims}
+    assert [node.input[5] for node in graph.node if node.op_type == "QAttention"] == ["attention_mask_int32"] * 2
+    assert "Attention" not in {node.op_type for node in graph.node}
     model, tokenizer = model_of(output), AutoTokenizer.from_pretrained(output)
     session = onnxruntime.InferenceSession(files["model_quantized.onnx"], providers=["CPUExecutionProvider"])
     expected, found = [], []

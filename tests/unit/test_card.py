@@ -22,6 +22,7 @@ from reranker.evaluate.regression_gate import Paired, Rule, Verdict, judge
 from reranker.export.card_words import LANGUAGES, Words, texts
 from reranker.export.huggingface import _facts
 from reranker.export.model_card import CardFacts, model_card
+from reranker.export.onnx import Fusion
 from reranker.export.origin import Source
 from reranker.export.passages import rows, sentences
 from reranker.export.performance import Performance
@@ -75,7 +76,7 @@ def reference(**changed: Any) -> CardFacts:
         sources={"": Source(499_184, 1.0, "train.jsonl", "0123456789abcdef" * 4)}, fingerprint="c3e468c8e5389036",
         step=46_799, epoch=3.0, groups_seen=1_497_552, world=4, precision="fp16", stage=1, packed=True, device="NVIDIA A100",
         dev={"mrr": 0.8125}, performance=found, gate=verdict(0.0), versions={"reranker": "0.1.0", "torch": "2.13.0"},
-        onnx=True, int8=Agreement(pairs=640, largest=0.3, mean=0.05, deviation=2.5, order=0.987, best=0.953, whole=24),
+        onnx=Fusion(24), int8=Agreement(pairs=640, largest=0.3, mean=0.05, deviation=2.5, order=0.987, best=0.953, whole=24),
     )  # fmt: skip
     return dataclasses.replace(facts, **changed)
 
@@ -351,7 +352,7 @@ def test_the_reference_recipe_says_nothing_of_data_that_it_does_not_have() -> No
 
 def test_the_code_is_the_same_in_each_language() -> None:
     def code(language: str) -> list[str]:
-        blocks = re.findall(r"```\w+\n(.*?)```", usage("m", Contract(), Words(language), onnx=True), re.DOTALL)
+        blocks = re.findall(r"```\w+\n(.*?)```", usage("m", Contract(), Words(language), onnx=Fusion(24)), re.DOTALL)
         return [re.sub(r"  # .*", "", block) for block in blocks]
 
     assert code("ko") == code("en")

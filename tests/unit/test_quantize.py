@@ -70,7 +70,7 @@ def test_products_whose_inputs_lie_too_far_apart_stay_in_float32_where_the_order
             layer.intermediate.dense.bias[0] = 500.0
             layer.output.dense.weight *= 20.0  # what the layer adds is what counts
             layer.output.dense.weight[:, 0] = 0.0
-    write_onnx(model, directory, 64)
+    fusion = write_onnx(model, directory, 64)
     words = [chr(0xAC00 + 588 * first + 28 * vowel) for first in range(19) for vowel in range(21)]
     draw = random.Random(0)
     texts = [" ".join(draw.choices(words, k=9)) for _ in range(90)]
@@ -79,5 +79,5 @@ def test_products_whose_inputs_lie_too_far_apart_stay_in_float32_where_the_order
     assert found.whole == whole
     assert found.order >= least
     assert (found.order < 0.65) == (whole == 0), found
-    card = usage("m", Contract(64), Words("en"), True, found)
+    card = usage("m", Contract(64), Words("en"), fusion, found)
     assert ("The second product of its 2 feed-forward layers is in float32" in card) == bool(whole)
