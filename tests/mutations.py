@@ -723,6 +723,32 @@ MUTATIONS = [
         "tests/end_to_end/test_onnx.py::test_scores_that_are_not_the_models_leave_nothing_behind[nan-True]",
     ),
     Mutation(
+        "an attention that sees more than padding is fused as if it did not", "export/onnx_fusion.py",
+        "if not np.where(kept_B11L, bias_BHLL == 0, bias_BHLL <= _TOO_LOW).all():", "if False:",
+        "tests/end_to_end/test_onnx_fusion.py::test_a_mask_that_hides_more_than_padding_is_not_taken_for_one_of_padding",
+    ),
+    Mutation(
+        "fused attentions see padding", "export/onnx_fusion.py",
+        "node.replace_input_with(_MASK, mask)", "pass",
+        "tests/end_to_end/test_onnx_fusion.py::test_attentions_that_pytorch_computes_step_by_step_are_fused_too",
+    ),
+    Mutation(
+        "weights of fused attentions are joined each time they are used", "export/onnx_fusion.py",
+        "    fold_constants_ir(program, should_fold=_joins_weights)\n", "",
+        "tests/end_to_end/test_onnx_fusion.py::"
+        "test_every_attention_is_one_operator_that_knows_padding_and_holds_its_weights[xlm-roberta]",
+    ),
+    Mutation(
+        "a fused ONNX file is kept whatever it scores", "export/onnx.py",
+        "_check_scores(model, path, longest)\n    except", "pass\n    except",
+        "tests/end_to_end/test_onnx_fusion.py::test_what_fusing_breaks_is_exported_without_and_told[scores]",
+    ),
+    Mutation(
+        "fused attentions stay in float32 in the 8-bit file", "export/onnx_fusion.py",
+        'del node.attributes["qkv_hidden_sizes"]', "pass",
+        "tests/end_to_end/test_onnx.py::test_the_8_bit_file_agrees_as_far_as_is_told[xlm-roberta]",
+    ),
+    Mutation(
         "an older restart takes the run directory back", "train/owner.py",
         "and other.restart > self.restart", "and False",
         "tests/chaos/test_survive.py::test_an_older_restart_of_a_job_does_not_take_its_run_directory_back",
