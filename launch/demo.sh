@@ -46,6 +46,11 @@ export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1}
 # The demo's tracking stays on this machine unless there is a key or a wish.
 if [ -z "${WANDB_API_KEY:-}" ]; then export WANDB_MODE=${WANDB_MODE:-offline}; fi
 
+# For the model card. Not in the recipe, which others train on shards of their own: it is these documents'
+# (reranker/demo/documents/NOTICE.md).
+origin="Headings, first sentences and passages of the LibreOffice 7.4.7 help in Korean (Debian package libreoffice-help-ko), \
+by LibreOffice contributors and the LibreOffice Korean translators, under MPL-2.0."
+
 # nproc answers with OMP_NUM_THREADS where that is set: the cores are meant.
 cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc)
 precision=auto
@@ -79,7 +84,7 @@ step 4 "training on $hardware"
 port=$(free_port)
 threads=${OMP_NUM_THREADS:-$((cores / ranks > 0 ? cores / ranks : 1))}
 OMP_NUM_THREADS=$threads deepspeed --quiet --no_local_rank --num_gpus "$ranks" --master_port "$port" \
-    --module reranker.train recipe=demo run_dir="$run" precision="$precision" "${keys[@]}"
+    --module reranker.train recipe=demo run_dir="$run" precision="$precision" "data.origin='$origin'" "${keys[@]}"
 
 step 5 "evaluation"
 reranker evaluate model="$run/model" base=runs/demo/base corpus=runs/demo/data/corpus.jsonl \
