@@ -446,7 +446,7 @@ MUTATIONS = [
         "tests/distributed/test_sweep.py::test_a_local_sweep_is_shown_while_it_runs_when_it_is_cut_off_and_behind_its_end",
     ),
     Mutation(
-        "a sweep whose process is gone is running", "cluster/local.py",
+        "a sweep whose process is gone is running", "cluster/sweep_directory.py",
         "with FileLock(directory / LOCK).acquire(blocking=False):\n            return False",
         "with FileLock(directory / LOCK).acquire(blocking=False):\n            return True",
         "tests/unit/test_local_sweep.py::test_a_sweep_is_running_as_long_as_its_process_is_there",

@@ -2,6 +2,7 @@
 
     SWEEP/                        hydra.sweep.dir
       sweep.json                  the array's job, and of each of its trainings what it varies and where it runs
+      sweep.lock                  locked while the sweep is submitted
       code/                       reranker/, conf/ and launch/ as they were when the sweep was submitted
       <n>/command, <n>/job.out    the key=value words of the n-th training, a line each, and what its job says
 
@@ -24,14 +25,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from reranker.cluster.snapshot import copy_code
 from reranker.cluster.submit import arithmetic, check_submit, options_of, slurm_says
+from reranker.cluster.sweep_directory import FILE, take
 from reranker.config.cluster import SlurmConfig, SubmitConfig
 from reranker.config.grammar import quoted
 from reranker.describe import carried_directory
 from reranker.errors import UserError, shorten
 from reranker.files import make_directory, read_json, write_json, write_text
-
-FILE = "sweep.json"
-"""In a sweep's directory: its trainings."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,17 +135,18 @@ def submit_array(directory: Path, members: Sequence[Member], command: Sequence[s
         )
     file = directory / FILE
     trainings = [dataclasses.asdict(member) for member in members]
-    before = read_json(file) if file.is_file() else None
-    if before is not None and [one["run_dir"] for one in before["trainings"]] != [one.run_dir for one in members]:
-        raise UserError("hydra.sweep.dir", f"{directory}, which holds another sweep", "a directory for each sweep",
-                        "say hydra.sweep.dir=runs/NAME")  # fmt: skip
     make_directory(directory)
-    copy_code(directory / "code")
-    for number, member in enumerate(members):
-        make_directory(directory / str(number))
-        write_text(directory / str(number) / "command", "".join(f"{word}\n" for word in member.words))
-    job = slurm_says(*command).strip().split(";")[0]
-    write_json(file, {"job": job, "trainings": trainings})
+    with take(directory):
+        before = read_json(file) if file.is_file() else None
+        if before is not None and [one["run_dir"] for one in before["trainings"]] != [one.run_dir for one in members]:
+            raise UserError("hydra.sweep.dir", f"{directory}, which holds another sweep", "a directory for each sweep",
+                            "say hydra.sweep.dir=runs/NAME")  # fmt: skip
+        copy_code(directory / "code")
+        for number, member in enumerate(members):
+            make_directory(directory / str(number))
+            write_text(directory / str(number) / "command", "".join(f"{word}\n" for word in member.words))
+        job = slurm_says(*command).strip().split(";")[0]
+        write_json(file, {"job": job, "trainings": trainings})
     return job
 
 

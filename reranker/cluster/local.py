@@ -14,25 +14,18 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn
 from omegaconf import open_dict, read_write
 
-from reranker.cluster.launcher import FILE, Member, members_of, refuse_shared, written_words
-from reranker.errors import UserError
-from reranker.files import make_directory, read_json, refusals_told, write_json
+from reranker.cluster.launcher import Member, members_of, refuse_shared, written_words
+from reranker.cluster.sweep_directory import FILE, refuse_submitted, take
+from reranker.files import make_directory, write_json
 from reranker.train.owner import current
-
-LOCK = "sweep.lock"
-"""In a sweep's directory: locked by the process that runs it."""
-WAIT = 5.0
-"""Seconds in which whoever has looked whether the lock is held lets go of it."""
 
 
 class LocalLauncher(BasicLauncher):
@@ -99,35 +92,3 @@ class LocalLauncher(BasicLauncher):
         if self._writes:
             trainings = [vars(one) | facts for one, facts in zip(self._members(), self._facts, strict=True)]
             write_json(self._directory / FILE, {"job": None, "host": socket.gethostname(), "trainings": trainings})
-
-
-def take(directory: Path) -> AbstractContextManager[object]:
-    """The lock of a sweep's directory, let go of behind the block. Raises UserError if another sweep has it."""
-    with refusals_told(directory / LOCK):
-        try:
-            return FileLock(directory / LOCK).acquire(timeout=WAIT)
-        except Timeout:
-            raise UserError("hydra.sweep.dir", f"{directory}, whose sweep is under way", "a directory for each "
-                            "sweep", "say hydra.sweep.dir=runs/NAME, or wait for its end") from None  # fmt: skip
-
-
-def refuse_submitted(directory: Path) -> None:
-    """Raise UserError where `directory` is that of a job array, whose trainings would be lost sight of."""
-    if (directory / FILE).is_file() and read_json(directory / FILE)["job"] is not None:
-        raise UserError("hydra.sweep.dir", f"{directory}, which holds a sweep that was submitted", "a directory "
-                        "for each sweep", "say hydra.sweep.dir=runs/NAME")  # fmt: skip
-
-
-def under_way(directory: Path, host: str) -> bool | None:
-    """Whether the process of a local sweep is there; None where that cannot be told: on another machine of its own."""
-    if host != socket.gethostname():
-        return None
-    if not (directory / LOCK).is_file():
-        return False
-    try:
-        with FileLock(directory / LOCK).acquire(blocking=False):
-            return False
-    except Timeout:
-        return True
-    except OSError:  # another user's file
-        return None

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from reranker.cluster.jobs import Training, observed, queue, records, settings, shown_steps, training
-from reranker.cluster.launcher import FILE
-from reranker.cluster.local import under_way
+from reranker.cluster.sweep_directory import FILE, under_way
 from reranker.config.cluster import SweepShowConfig
 from reranker.errors import UserError
 from reranker.files import read_json, write_json

@@ -115,7 +115,7 @@ def test_what_a_sweep_refuses_before_a_training_begins(
         "for each sweep; say hydra.sweep.dir=runs/NAME\n"
     )
     (tmp_path / "sweep" / "sweep.json").unlink()
-    monkeypatch.setattr("reranker.cluster.local.WAIT", 0.1)
+    monkeypatch.setattr("reranker.cluster.sweep_directory.WAIT", 0.1)
     with FileLock(tmp_path / "sweep" / "sweep.lock"):
         line = refused(*words)
     assert line == (

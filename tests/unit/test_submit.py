@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from reranker.cli import main
 from reranker.cluster.jobs import duration, run_directories, training
@@ -113,6 +114,22 @@ def test_a_mistake_in_one_training_of_a_sweep_is_one_line_and_nothing_is_submitt
     assert sweep(shards, tmp_path / "lr", *words) == 2
     assert capsys.readouterr().err.replace(str(tmp_path), "DIR") == f"reranker: error: {line}\n"
     assert not (tmp_path / "lr" / "sweep.json").exists()
+
+
+def test_a_sweep_is_not_submitted_into_the_directory_of_one_that_is_under_way(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory, words = tmp_path / "lr", ["optim.lr=1e-5,5e-6"]
+    directory.mkdir()
+    monkeypatch.setattr("reranker.cluster.sweep_directory.WAIT", 0.1)
+    with FileLock(directory / "sweep.lock"):
+        assert sweep(shards, directory, *words) == 2
+        assert capsys.readouterr().err.replace(str(tmp_path), "DIR") == (
+            "reranker: error: hydra.sweep.dir: found DIR/lr, whose sweep is under way, expected a directory for each "
+            "sweep; say hydra.sweep.dir=runs/NAME, or wait for its end\n"
+        )
+        assert not (directory / "code").exists()
+        assert sweep(shards, directory, *words, "hydra.launcher.dry_run=true") == 0
 
 
 def test_the_trainings_of_a_sweep_are_listed_best_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
