@@ -102,13 +102,13 @@ def local_state(entry: dict[str, Any], alive: bool | None, files: str | None, st
         files: what the run directory says, as of a job that SLURM has forgotten; None before there is one.
         start: of the run directory's owner.
     """
+    if entry["code"] and start == entry["start"]:
+        return "FAILED"  # whatever files tell: the model can be that of an earlier start
     if files == "DONE":
         return files
     if entry["code"] is not None:
         if start != entry["start"]:
             return files if files == "STOPPED" else "UNKNOWN"
-        if entry["code"]:
-            return "FAILED"
         return "NOT BEGUN" if files is None else files if files == "STOPPED" else "DONE"
     if alive is None:
         return "UNKNOWN"

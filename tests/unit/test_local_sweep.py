@@ -179,6 +179,8 @@ STATES = [
     (True, 0, True, "STOPPED", True, "STOPPED"),
     (True, 0, True, None, True, "NOT BEGUN"),  # a dry run among others
     (True, 2, True, "ENDED", True, "FAILED"),
+    (True, 2, True, "DONE", True, "FAILED"),  # by its gate, beside the model of an earlier start
+    (True, 2, True, "STOPPED", True, "FAILED"),
     (True, 2, False, None, True, "FAILED"),
     (True, 2, None, None, True, "FAILED"),
     (True, 2, False, "DONE", False, "DONE"),  # begun again by itself, and ended
