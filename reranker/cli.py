@@ -9,6 +9,7 @@ ours. Heavy imports wait until a command runs.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import importlib
 import os
 import sys
@@ -98,10 +99,12 @@ def run_command(command: str, arguments: list[str], work: Callable[[Any], int] |
         return 0
     import yaml
     from hydra.core.config_store import ConfigStore
+    from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
+    from hydra.types import RunMode
     from omegaconf.errors import OmegaConfBaseException
 
-    from reranker.overrides import check_arguments, explain
+    from reranker.overrides import asks_for_sweep, check_arguments, explain, hydra_flags
 
     codes: list[int] = []
     failures: list[Exception] = []
@@ -116,22 +119,26 @@ def run_command(command: str, arguments: list[str], work: Callable[[Any], int] |
             else:
                 codes.append((work or function(command, run_command))(settings))
         except Exception as error:
-            failures.append(error)
-            if sweeping:
+            if HydraConfig.get().mode is RunMode.MULTIRUN:
                 codes.append(_report(error))
+            else:
+                failures.append(error)
         return codes[-1] if codes else None
 
     ConfigStore.instance().store(name=f"{_config_name(command)}_schema", node=COMMANDS[command][0])
-    sweeping = any(argument in ("-m", "--multirun") for argument in arguments)
     saved_arguments, saved_report = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise what is wrong with the config, do not print it and exit
     try:
-        if sweeping and command == "train":
-            _check_sweep(arguments)
-            importlib.import_module("reranker.cluster.plugins").register()
         written = _with_stages(arguments) if command == "prepare" else _with_directory(command, arguments)
-        sys.argv = [f"reranker {command}", *check_arguments(command, written)]
-        _application(command, job)()
+        checked = check_arguments(command, written)
+        flags = hydra_flags(checked)
+        sys.argv = [f"reranker {command}", *checked]
+        with contextlib.ExitStack() as behind:
+            if command == "train" and not flags.cfg:  # which is quicker than importing what starts jobs
+                if asks_for_sweep(flags):
+                    _check_sweep(checked)
+                behind.enter_context(importlib.import_module("reranker.cluster.plugins").launchers())
+            _application(command, job)()
     except UserError as error:
         error.agreed = True  # every rank reads the same command line
         raise
@@ -145,7 +152,7 @@ def run_command(command: str, arguments: list[str], work: Callable[[Any], int] |
             del os.environ["HYDRA_FULL_ERROR"]
         else:
             os.environ["HYDRA_FULL_ERROR"] = saved_report
-    if failures and not sweeping:
+    if failures:
         raise failures[0]
     codes += [function(command, run_command)(settings) for settings in outside]
     return max(codes, default=0)

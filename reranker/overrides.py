@@ -8,6 +8,7 @@ puts what it raises in the same form.
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
@@ -57,8 +58,18 @@ def check_arguments(command: str, arguments: list[str]) -> list[str]:
     config = OmegaConf.structured(COMMANDS[command][0])  # takes longer than all of its values do
     for override in parsed_overrides:
         if not override.key_or_group.startswith(("hydra.", "hydra/")) and override.package is None:
-            _check_override(command, override, directories, parsed.multirun, config, free)
+            _check_override(command, override, directories, asks_for_sweep(parsed), config, free)
     return flags + words
+
+
+def hydra_flags(arguments: list[str]) -> Namespace:
+    """Hydra's own flags among `arguments` that `check_arguments` has returned, however they are spelled."""
+    return get_args_parser().parse_args(arguments)
+
+
+def asks_for_sweep(flags: Namespace) -> bool:
+    """Whether a command line asks for a sweep. A yaml can as well: hydra.mode."""
+    return flags.multirun or "hydra.mode=MULTIRUN" in flags.overrides
 
 
 def _as_whole(override: Override, free: set[str]) -> list[str]:

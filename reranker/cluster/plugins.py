@@ -9,13 +9,36 @@ from __future__ import annotations
 import importlib
 import sys
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 
 from reranker.cluster.launcher import SlurmLauncher
 from reranker.cluster.local import LocalLauncher
 
 LAUNCHERS = (LocalLauncher, SlurmLauncher)
+_GROUP = "hydra/launcher"
+_DEFAULT = "basic"
+"""What Hydra chooses where nothing else is chosen."""
+
+
+@contextmanager
+def launchers() -> Iterator[None]:
+    """Both are known, and the local one is what Hydra chooses by itself, for the length of the block.
+
+    An `override` of it in conf/train.yaml would win over one in a user's own yaml.
+    """
+    register()
+    store = ConfigStore.instance()
+    before = store.load(f"{_GROUP}/{_DEFAULT}.yaml")
+    local = {"_target_": f"{LocalLauncher.__module__}.{LocalLauncher.__name__}"}
+    store.store(_DEFAULT, local, group=_GROUP)
+    try:
+        yield
+    finally:
+        store.store(_DEFAULT, before.node, group=_GROUP, provider=before.provider)
 
 
 def register() -> None:

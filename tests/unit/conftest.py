@@ -13,6 +13,8 @@ import pytest
 
 from tests.evaluation import ACTIONS, TOPICS, texts_of
 
+Sweep = Callable[..., int]
+"""(work, words) -> exit code of a sweep with `work` in the place of each training."""
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -84,3 +86,24 @@ def inputs(tmp_path: Path, models: Path) -> Callable[..., Any]:
         return EvaluateConfig(**settings | changes)
 
     return config
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
+    """Run `reranker train --multirun`, or another spelling of it, with `work` in the place of each training."""
+    from reranker import cli
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(work: Callable[[Any], int], *words: str, spelled: str = "--multirun") -> int:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cli, "function", lambda command, run_command: work)
+            return cli.main(["train", spelled, "data.shards=x", "hydra.sweep.dir=sweep", *words])
+
+    return run
+
+
+def listed(directory: Path) -> list[dict[str, Any]]:
+    """The trainings of a sweep, as its file has them."""
+    found: list[dict[str, Any]] = json.loads((directory / "sweep.json").read_text())["trainings"]
+    return found

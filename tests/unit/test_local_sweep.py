@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +14,7 @@ from reranker import cli
 from reranker.cluster.sweep import local_state
 from reranker.config.training import TrainConfig
 from reranker.errors import UserError
-
-Work = Callable[[TrainConfig], int]
-Sweep = Callable[..., int]
-
-
-@pytest.fixture
-def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
-    """Run `reranker train --multirun` with `work` in the place of each training."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(work: Work, *words: str) -> int:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(cli, "function", lambda command, run_command: work)
-            return cli.main(["train", "--multirun", "data.shards=x", "hydra.sweep.dir=sweep", *words])
-
-    return run
-
-
-def listed(directory: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads((directory / "sweep.json").read_text())["trainings"]
-    return found
+from tests.unit.conftest import Sweep, listed
 
 
 def write_run(run: Path, steps: int, mrr: float, start: str = "a") -> None:

@@ -1,0 +1,69 @@
+"""What begins the trainings of a sweep: who chooses it, where they run, and when no further one begins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reranker import cli
+from reranker.config.training import TrainConfig
+from reranker.errors import UserError
+from tests.unit.conftest import Sweep, listed
+
+
+@pytest.mark.parametrize("spelled", ["-m", "--multi", "hydra.mode=MULTIRUN", "hydra/launcher=basic"])
+def test_a_sweep_is_one_however_it_is_asked_for(sweep: Sweep, tmp_path: Path, spelled: str) -> None:
+    def work(config: TrainConfig) -> int:
+        if config.optim.lr == 1e-5:
+            raise UserError("a", "b", "c", "d")
+        return 0
+
+    more = ["--multirun"] if spelled.startswith("hydra/") else []
+    assert sweep(work, *more, "optim.lr=1e-5,2e-5", "run_dir=runs/${optim.lr}", spelled=spelled) == 2
+    assert [one["code"] for one in listed(tmp_path / "sweep")] == [2, 0]
+
+
+def test_a_yaml_of_the_users_own_asks_for_a_sweep_and_chooses_its_launcher(
+    sweep: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine" / "recipe"
+    mine.mkdir(parents=True)
+    (mine / "both.yaml").write_text(
+        "# @package _global_\nrun_dir: runs/${optim.lr}\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n"
+        "      optim.lr: 1e-5,2e-5\n"
+    )
+    (mine / "slurm.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /hydra/launcher: slurm\nhydra:\n  launcher:\n    nodes: 0\n"
+    )
+    begun = []
+
+    def work(config: TrainConfig) -> int:
+        begun.append(config.optim.lr)
+        return 0
+
+    assert sweep(work, "recipe=both", spelled="--config-dir=mine") == 0
+    assert (begun, len(listed(tmp_path / "sweep"))) == ([1e-5, 2e-5], 2)
+    words = ("--config-dir=mine", "recipe=slurm", "optim.lr=3e-5,4e-5", "run_dir=runs/${optim.lr}")
+    assert sweep(work, *words) == 2
+    assert capsys.readouterr().err == "reranker: error: slurm.nodes: found 0, expected 1 or more; change the value\n"
+    assert (
+        sweep(work, *words, "hydra/launcher=local", "~hydra.launcher.nodes") == 0
+    )  # the command line has the last word
+    assert begun[2:] == [3e-5, 4e-5]
+
+
+def test_the_launcher_of_trainings_is_not_that_of_other_commands(sweep: Sweep, tmp_path: Path) -> None:
+    assert sweep(lambda config: 0, "optim.lr=1e-5,2e-5", "run_dir=runs/${optim.lr}") == 0
+    assert sweep(lambda config: 0, "optim.lr=1e-5", "run_dir=runs/x", spelled="train.dry_run=true") == 0
+    found = []
+
+    def score(config: Any) -> int:
+        found.append(config.output)
+        return 0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "function", lambda command, run_command: score)
+        assert cli.main(["score", "--multirun", "model=m", "input=i", "output=a,b"]) == 0
+    assert found == ["a", "b"]
