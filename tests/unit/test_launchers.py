@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +70,47 @@ def test_the_launcher_of_trainings_is_not_that_of_other_commands(sweep: Sweep, t
         patch.setattr(cli, "function", lambda command, run_command: score)
         assert cli.main(["score", "--multirun", "model=m", "input=i", "output=a,b"]) == 0
     assert found == ["a", "b"]
+
+
+def test_run_directories_that_hydra_or_the_clock_names(
+    sweep: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work(config: TrainConfig) -> int:
+        time.sleep(0.01)
+        return 0
+
+    rates = "optim.lr=1e-5,2e-5,3e-5"
+    assert sweep(work, rates, "run_dir='${hydra:runtime.output_dir}'", "hydra.sweep.subdir='${hydra:job.num}'") == 0
+    found = listed(tmp_path / "sweep")
+    assert [(one["run_dir"], one["code"]) for one in found] == [(str(tmp_path / f"sweep/{n}"), 0) for n in range(3)]
+    # Each begins at a time of its own, also where the time is in another value that the directory's name holds.
+    for words in (["run_dir='runs/${now:%H%M%S.%f}'"], ["run_dir='runs/${name}'", "name='a-${now:%H%M%S.%f}'"]):
+        assert sweep(work, rates, *words) == 0
+        assert len({one["run_dir"] for one in listed(tmp_path / "sweep")}) == 3
+    # Those that begin in the same year are refused when the second of them begins.
+    assert sweep(work, rates, "run_dir='runs/${now:%Y}'") == 2
+    run = tmp_path / "runs" / str(datetime.now().year)
+    assert capsys.readouterr().err == (
+        f"reranker: error: run_dir: found {run} for optim.lr=1e-05 and optim.lr=2e-05, expected one for each training; "
+        "name what varies in it: run_dir=runs/${optim.lr}\n"
+    )
+    assert [(one["begun"], one["code"]) for one in listed(tmp_path / "sweep")] == [
+        (True, 0),
+        (False, None),
+        (False, None),
+    ]
+
+
+def test_every_rank_refuses_the_directory_of_a_sweep_that_was_submitted(
+    sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work(config: TrainConfig) -> int:
+        pytest.fail("a training was begun")
+
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "sweep.json").write_text(json.dumps({"job": "7", "trainings": []}))
+    monkeypatch.setattr(cli, "HEAD_START", 0.0)
+    for rank, lines in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("RANK", rank)
+        assert sweep(work, "optim.lr=1e-5,2e-5", "run_dir=runs/${optim.lr}") == 2
+        assert len(capsys.readouterr().err.splitlines()) == lines
