@@ -6,7 +6,7 @@
 
 The list is there before the first training begins; rank 0 writes it, and `reranker sweep show` reads it at any time. A
 further sweep in the same directory takes its place, and the same command again goes on with each training where it
-stands. A dry run leaves no list. Raises `UserError`.
+stands. Behind a training that was asked to stop no further one begins. A dry run leaves no list. Raises `UserError`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from reranker.cluster.sweep_directory import FILE, refuse_submitted, take
 from reranker.errors import UserError
 from reranker.files import make_directory, write_json
 from reranker.train.owner import current
+from reranker.train.preemption import Stopped
 
 
 class LocalLauncher(BasicLauncher):
@@ -43,6 +44,7 @@ class LocalLauncher(BasicLauncher):
         self._timed: list[bool] = []
         self._facts: list[dict[str, Any]] = []
         self._writes = False
+        self._stopped = self._told = False
         self._refused: UserError | None = None
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -94,7 +96,8 @@ class LocalLauncher(BasicLauncher):
         """`task`, with a note of each training when it begins and when it has ended; nothing once the sweep ends."""
 
         def run(config: Any) -> Any:
-            if self._refused is not None:
+            if self._stopped or self._refused is not None:
+                self._tell_stopped()
                 return None
             number = HydraConfig.get().job.num
             facts, run_dir = self._facts[number], Path(config.run_dir).absolute()
@@ -108,6 +111,7 @@ class LocalLauncher(BasicLauncher):
             facts["begun"] = True
             self._write()
             facts["code"] = code = task(config)
+            self._stopped = isinstance(code, Stopped)
             owner = current(run_dir)
             facts["start"] = owner and owner.start
             self._write()
@@ -120,6 +124,13 @@ class LocalLauncher(BasicLauncher):
         members = self._members()
         begun = [one for one, facts in zip(members, self._facts, strict=True) if facts["begun"]]
         refuse_shared([*begun, dataclasses.replace(members[number], run_dir=run_dir)])
+
+    def _tell_stopped(self) -> None:
+        if self._stopped and not self._told and _is_rank_0():
+            left = sum(not facts["begun"] for facts in self._facts)
+            print(f"{self._directory}: asked to stop, {left} of {len(self._facts)} trainings not begun; "
+                  "the same command goes on")  # fmt: skip
+        self._told = True
 
     def _write(self) -> None:
         if self._writes:

@@ -42,7 +42,7 @@ from reranker.train.identity import resolved
 from reranker.train.job import Job, batches, count_lengths, make_objective, make_plan, plain, prepare
 from reranker.train.memory import keep_freed_memory
 from reranker.train.owner import Owner
-from reranker.train.preemption import Stop, clear_requeue, mark_requeue, stop_requests
+from reranker.train.preemption import Stop, Stopped, clear_requeue, mark_requeue, stop_requests
 from reranker.train.resume import Begun, begin, load
 from reranker.train.run_directory import CONFIG, INITIAL
 from reranker.train.tracking import Tracker
@@ -59,7 +59,7 @@ def train(
         guard_sets: reads the guard sets of a GateConfig.
         export: writes the best checkpoint of a run directory as a model.
 
-    Returns: the exit code. Raises: UserError.
+    Returns: the exit code; `Stopped` if any rank was asked to stop. Raises: UserError.
     """
     try:
         check_train(config)
@@ -74,7 +74,9 @@ def train(
             keep_freed_memory()
         try:
             job, told = ranks.together(lambda: prepare(config, ranks, evaluator, guard_sets))
-            return train_with(ranks, job, [*told, *slow(job, ranks)], stop, export)
+            code = train_with(ranks, job, [*told, *slow(job, ranks)], stop, export)
+            # Behind the last step a request stops nothing here, and is one all the same.
+            return Stopped(code) if any(ranks.gather(stop.requested)) else code
         finally:
             if "reranker.train.engine" in sys.modules:
                 sys.modules["reranker.train.engine"].forget_groups()

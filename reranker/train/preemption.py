@@ -1,8 +1,9 @@
 """A request to stop, from outside: SIGTERM or SIGUSR1 to any one rank.
 
 The first signal is noted; the ranks agree on it between two steps, save together and end with code 0, and a file
-`requeue` in the run directory says that the training is to be started again (`loop.run`, `main.train`). The second
-signal ends the process at once. SLURM sends these before a time limit or a preemption, and so do other schedulers.
+`requeue` in the run directory says that the training is to be started again (`loop.run`, `main.train`); a sweep begins
+no further one. The second signal ends the process at once. SLURM sends these before a time limit or a preemption, and
+so do other schedulers.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ from reranker.train.run_directory import MARKER
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 SAME = 3.0
 """Seconds in which another signal is the same request: launchers hand on what the whole group was sent already."""
+
+
+class Stopped(int):
+    """The exit code of a training that was asked to stop, on every rank: a sweep begins no further one."""
 
 
 class Stop:

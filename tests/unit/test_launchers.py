@@ -13,6 +13,7 @@ import pytest
 from reranker import cli
 from reranker.config.training import TrainConfig
 from reranker.errors import UserError
+from reranker.train.preemption import Stopped
 from tests.unit.conftest import Sweep, listed
 
 
@@ -99,6 +100,31 @@ def test_run_directories_that_hydra_or_the_clock_names(
         (False, None),
         (False, None),
     ]
+
+
+def test_behind_a_training_that_was_asked_to_stop_no_other_begins(
+    sweep: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = []
+
+    def work(config: TrainConfig) -> int:
+        begun.append(config.optim.lr)
+        return Stopped(0) if len(begun) == 2 else 0
+
+    words = ("optim.lr=1e-5,2e-5,3e-5,4e-5", "run_dir=runs/${optim.lr}")
+    assert sweep(work, *words) == 0
+    assert begun == [1e-5, 2e-5]
+    assert capsys.readouterr().out == (
+        f"{tmp_path}/sweep: asked to stop, 2 of 4 trainings not begun; the same command goes on\n"
+    )
+    assert [one["code"] for one in listed(tmp_path / "sweep")] == [0, 0, None, None]
+    begun.clear()
+    with monkeypatch.context() as patch:
+        patch.setenv("RANK", "1")  # which begins no other either, and leaves the line to rank 0
+        assert sweep(work, *words) == 0
+    assert (begun, capsys.readouterr().out) == ([1e-5, 2e-5], "")
+    assert sweep(work, *words) == 0  # the same command again
+    assert begun[2:] == [1e-5, 2e-5, 3e-5, 4e-5]
 
 
 def test_every_rank_refuses_the_directory_of_a_sweep_that_was_submitted(
