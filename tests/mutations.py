@@ -457,6 +457,31 @@ MUTATIONS = [
         "tests/unit/test_local_sweep.py::test_the_trainings_of_a_local_sweep_are_listed_best_first",
     ),
     Mutation(
+        "Hydra's own launcher begins the trainings of a sweep", "cluster/plugins.py",
+        "store.store(_DEFAULT, local, group=_GROUP)", "pass",
+        "tests/unit/test_launchers.py::test_a_sweep_is_one_however_it_is_asked_for[hydra.mode=MULTIRUN]",
+    ),
+    Mutation(
+        "a sweep is submitted into the directory of one that is under way", "cluster/launcher.py",
+        "with take(directory):", "if True:",
+        "tests/unit/test_submit.py::test_a_sweep_is_not_submitted_into_the_directory_of_one_that_is_under_way",
+    ),
+    Mutation(
+        "two trainings of a sweep begin in one directory that the clock names", "cluster/local.py",
+        "refuse_shared([*begun, ", "list([*begun, ",
+        "tests/unit/test_launchers.py::test_run_directories_that_hydra_or_the_clock_names",
+    ),
+    Mutation(
+        "a sweep that was asked to stop begins the next training", "cluster/local.py",
+        "self._stopped = isinstance(code, Stopped)", "self._stopped = False",
+        "tests/unit/test_launchers.py::test_behind_a_training_that_was_asked_to_stop_no_other_begins",
+    ),
+    Mutation(
+        "a request to stop is not one for the sweep", "train/main.py",
+        "if any(ranks.gather(stop.requested)) else code", "if False else code",
+        "tests/chaos/test_sweep.py::test_a_sweep_that_is_asked_to_stop_begins_no_further_training[between_two_steps]",
+    ),
+    Mutation(
         "in report.html what has no value comes first where the largest does", "evaluate/page_queries.js",
         "if (x === null) return 1;", "if (x === null) return choice.down ? -1 : 1;",
         "tests/unit/test_page_script.py::test_a_column_sorts_with_what_has_no_value_last_and_equal_ones_as_they_were",
