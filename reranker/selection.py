@@ -22,9 +22,12 @@ def of_set(metric: str) -> tuple[str | None, str]:
 
 
 def check_selection(config: TrainConfig) -> None:
-    """Refuse what no set of data.dev_sets, whatever its name, could select by. Raises UserError."""
+    """Refuse what no set of data.dev_sets, whatever its name, could select by; an empty data.dev is none.
+
+    Raises UserError.
+    """
     data, metric = config.data, config.train.metric
-    if config.gate.sets is not None and data.dev is None and data.dev_sets is None:
+    if config.gate.sets is not None and not data.dev and data.dev_sets is None:
         raise UserError("data.dev", "no groups beside gate.sets", "groups that select among the checkpoints that pass",
                         "say data.dev=dev.jsonl, or leave gate.sets out")  # fmt: skip
     name, own = of_set(metric)
@@ -34,7 +37,7 @@ def check_selection(config: TrainConfig) -> None:
     if name is not None and data.dev_sets is None:
         raise UserError("train.metric", f"{metric} without data.dev_sets", "mrr or ndcg@10 of data.dev",
                         f"say data.dev_sets={{{name}: ...}}, or train.metric={own}")  # fmt: skip
-    if name is None and data.dev is None and data.dev_sets is not None:
+    if name is None and not data.dev and data.dev_sets is not None:
         raise UserError("train.metric", f"{metric}, which is of data.dev, and no data.dev",
                         "a metric of a set in data.dev_sets",
                         f"say train.metric=NAME/{metric} with the NAME of a set, or data.dev=dev.jsonl")  # fmt: skip

@@ -1072,6 +1072,11 @@ MUTATIONS = [
         "tests/unit/test_in_training.py::test_a_metric_by_which_nothing_can_be_selected_is_refused",
     ),
     Mutation(
+        "an empty data.dev passes for dev groups that select", "selection.py",
+        "name is None and not data.dev and", "name is None and data.dev is None and",
+        "tests/unit/test_in_training.py::test_an_empty_dev_file_is_none",
+    ),
+    Mutation(
         "an evaluation set with a dot in its name has no best value in W&B", "train/wandb_run.py",
         'metric.name.replace(".", "\\\\.")', "metric.name",
         "tests/unit/test_tracking.py::test_the_metrics_of_evaluation_sets_are_drawn_like_those_of_the_dev_groups",

@@ -217,6 +217,7 @@ TRAIN_MISTAKES: dict[str, str | tuple[str, str]] = {
     "train.metric=map": "train.metric: found map, expected mrr or ndcg@10; change the value",
     "data.dev=dev.jsonl train.metric=faq/mrr": "train.metric: found faq/mrr without data.dev_sets, expected mrr or ndcg@10 of data.dev; say data.dev_sets={faq: ...}, or train.metric=mrr",
     "data.dev_sets={faq:good.jsonl}": "train.metric: found mrr, which is of data.dev, and no data.dev, expected a metric of a set in data.dev_sets; say train.metric=NAME/mrr with the NAME of a set, or data.dev=dev.jsonl",
+    "data.dev= data.dev_sets={faq:good.jsonl}": "train.metric: found mrr, which is of data.dev, and no data.dev, expected a metric of a set in data.dev_sets; say train.metric=NAME/mrr with the NAME of a set, or data.dev=dev.jsonl",
     "data.dev_sets={faq:good.jsonl} train.metric=fag/mrr": "train.metric: found fag/mrr, and no set of that name in data.dev_sets, expected one of faq/mrr; did you mean faq/mrr?",
     "data.dev_sets={faq:good.jsonl} train.metric=faq/map": "train.metric: found faq/map, expected mrr or ndcg@10, or NAME/mrr or NAME/ndcg@10 of a set in data.dev_sets; change the value",
     "data.dev=dev.jsonl data.dev_sets={faq:nowhere.jsonl}": "data.dev_sets.faq.path: found nowhere.jsonl, which does not exist, expected a file or directory; check the path",

@@ -218,6 +218,27 @@ def test_a_metric_by_which_nothing_can_be_selected_is_refused(
     assert str(caught.value) == said
 
 
+def test_an_empty_dev_file_is_none(place: Path, model: Model) -> None:
+    """`data.dev=` switches off the dev groups of a recipe."""
+
+    def settings_of(metric: str, sets: Any) -> TrainConfig:
+        config = settings(sets, metric=metric)
+        config.data.dev, config.data.shards = "", "shards"
+        return config
+
+    with pytest.raises(UserError) as caught:
+        check_train(settings_of("mrr", sets_in(place)))
+    assert str(caught.value) == NONE_OF_DEV
+    guarded = settings_of("mrr", None)
+    guarded.gate.sets = {"old": str(place / "groups.jsonl")}
+    with pytest.raises(UserError, match=r"^data\.dev: found no groups beside gate\.sets"):
+        check_train(guarded)
+    check_train(settings_of("mrr", None))
+    accepted = settings_of("groups/mrr", sets_in(place))
+    check_train(accepted)
+    assert Evaluator(accepted, model.tokenizer).dev is None
+
+
 def test_what_can_select_is_accepted(place: Path, model: Model) -> None:
     for metric, dev in (("mrr", True), ("ndcg@10", True), ("beir/ndcg@10", True), ("groups/mrr", False)):
         config = settings(sets_in(place), place / "dev.jsonl" if dev else None, metric)
