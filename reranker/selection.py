@@ -1,12 +1,14 @@
 """Which metric selects the best checkpoint: one of the dev groups, or of an evaluation set.
 
 In: the settings of a training, and the names of its sets once they are read. Out: what `train.metric` names. Raises
-`UserError` for a metric by which nothing can be selected.
+`UserError` for a metric by which nothing can be selected. By what a training has selected is told by its checkpoints
+alone: every start writes its settings anew, also one that finds the training finished.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from reranker.config.training import TrainConfig
 from reranker.errors import UserError, closest
@@ -19,6 +21,12 @@ def of_set(metric: str) -> tuple[str | None, str]:
     """(the set, its metric) of `SET/METRIC`; (None, metric) for one of the dev groups."""
     name, slash, own = metric.rpartition("/")
     return (name if slash else None), own
+
+
+def best_of(state: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The entry of the best checkpoint, with its `metric`, that the state of the newest one holds; None where none was
+    evaluated. Where a gate has let none pass it is the best of those that failed."""
+    return next((entry for entry in (state.get("best"), *(state.get("ranking") or ())) if entry), None)
 
 
 def check_selection(config: TrainConfig) -> None:

@@ -1072,6 +1072,11 @@ MUTATIONS = [
         "tests/unit/test_in_training.py::test_a_metric_by_which_nothing_can_be_selected_is_refused",
     ),
     Mutation(
+        "the last checkpoint is said to be the chosen one", "export/huggingface.py",
+        'chosen_by=metric if best and best["checkpoint"] == found.name else None', "chosen_by=metric",
+        "tests/unit/test_export.py::test_the_card_tells_what_the_best_checkpoint_was_chosen_by_and_of_another_that_nothing_chose_it",
+    ),
+    Mutation(
         "an empty data.dev passes for dev groups that select", "selection.py",
         "name is None and not data.dev and", "name is None and data.dev is None and",
         "tests/unit/test_in_training.py::test_an_empty_dev_file_is_none",

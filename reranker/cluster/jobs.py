@@ -21,6 +21,7 @@ from reranker.cluster.snapshot import JOBS
 from reranker.config.cluster import JobsConfig
 from reranker.errors import UserError
 from reranker.files import write_json
+from reranker.selection import best_of
 from reranker.train.run_directory import CONFIG, INITIAL, MARKER, METRICS
 from reranker.train.tables import print_table
 
@@ -166,6 +167,20 @@ def _steps_in_all(settings: Mapping[str, Any], record: Mapping[str, Any]) -> int
         return None
     steps = round(train["epochs"] * record["step"] / record["epoch"])
     return min(steps, train["max_steps"]) if train.get("max_steps") else steps
+
+
+def selecting_metric(run: Path) -> str:
+    """The metric by which the newest checkpoint of a training ranks them; before one does, that of the settings, which
+    are those of the last start: it may have found the training finished."""
+    for state in sorted(run.glob("checkpoints/step-*/state.json"), reverse=True):
+        try:
+            best = best_of(json.loads(state.read_text("utf-8")))
+        except (OSError, ValueError):  # a training under way removes its older ones; a torn one tells nothing
+            continue
+        if best:
+            return str(best["metric"])
+        break
+    return str(settings(run).get("train", {}).get("metric", "mrr"))
 
 
 def records(run: Path) -> Iterator[dict[str, Any]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reranker.cluster.jobs import Training, observed, queue, records, settings, shown_steps, training
+from reranker.cluster.jobs import Training, observed, queue, records, selecting_metric, shown_steps, training
 from reranker.cluster.sweep_directory import FILE, under_way
 from reranker.config.cluster import SweepShowConfig
 from reranker.errors import UserError
@@ -120,7 +120,7 @@ def local_state(entry: dict[str, Any], alive: bool | None, files: str | None, st
 def result(number: int, entry: dict[str, Any], state: str, known: Training | None) -> Result:
     """One training, with what its records say of its dev metric."""
     run = Path(entry["run_dir"])
-    metric = settings(run).get("train", {}).get("metric", "mrr")
+    metric = selecting_metric(run)
     evaluated = [one for one in records(run) if f"eval/{metric}" in one]
     judged = [one["gate/passed"] for one in evaluated if "gate/passed" in one]
     # A checkpoint that fails its gate is never the best of its training, nor of the sweep.

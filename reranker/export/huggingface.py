@@ -104,7 +104,7 @@ def export_run(
     weights that do not fit the base model, values beyond fp16, an output directory that holds something else, a
     `report` of other weights, and for ONNX where its packages are missing or its scores are not the model's.
     """
-    from reranker.train.checkpoint import find, read_state, read_weights
+    from reranker.train.checkpoint import find_beside_best, read_state, read_weights
 
     output = output or run_dir / "model"
     if dtype not in DTYPES:
@@ -124,12 +124,16 @@ def export_run(
         raise UserError(run_dir / CONFIG, "no settings of a training", "the run directory of a training",
                         "name its run_dir")  # fmt: skip
     contract = Contract.of_settings(data)
-    found = find(run_dir, checkpoint)
+    found, best = find_beside_best(run_dir, checkpoint)
     state = read_state(found)
     asked = gate or ExportGateConfig()
     tried = gate_of_export(asked, settings, state, run_dir, found.name, checkpoint, contract, device)
     weights = read_weights(found)
-    facts = _facts(settings, state, contract, dtype, sum(map(torch.Tensor.numel, weights.values())))
+    metric = best.get("metric") if best else None
+    facts = dataclasses.replace(
+        _facts(settings, state, metric, contract, dtype, sum(map(torch.Tensor.numel, weights.values()))),
+        chosen_by=metric if best and best["checkpoint"] == found.name else None,
+    )
 
     def card(written: Path, fusion: Fusion | None, quantised: Agreement | None, verdict: Verdict | None) -> str:
         table = report or run_dir / "report" / "table.json"
@@ -229,16 +233,18 @@ def _check_weights(weights: Mapping[str, torch.Tensor], model: Any, base: Path) 
 def _facts(
     settings: dict[str, Any],
     state: dict[str, Any],
+    metric: str | None,
     contract: Contract,
     dtype: Precision,
     parameters: int,
 ) -> CardFacts:
+    """What is known of a checkpoint with this state; `metric` is what the best one of its run is chosen by."""
     base = settings["model"]["name"]
     on_hub = not Path(base).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", base) is not None
     # An evaluation's records are named for the tracker, "eval/mrr"; a checkpoint between two has none.
     evaluated = {name.removeprefix("eval/"): value for name, value in (state.get("metrics") or {}).items()}
-    selecting, _ = of_set((settings.get("train") or {}).get("metric", ""))
-    told = [*METRICS, *(f"{selecting}/{metric}" for metric in METRICS if selecting is not None)]
+    selecting, _ = of_set(metric or "")
+    told = [*METRICS, *(f"{selecting}/{own}" for own in METRICS if selecting is not None)]
     sources = sources_of(state)
     return CardFacts(
         name=settings["name"],

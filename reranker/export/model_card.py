@@ -60,7 +60,9 @@ class CardFacts:
         packed: whether its forward was packed, which has no attention dropout, or None.
         measured_tokens: tokens of a micro-batch, where they were measured.
         device: what it trained on, by its name, or None.
-        dev: metrics of the chosen checkpoint on the dev groups, and as SET/METRIC on the set that chose it, if one did.
+        dev: metrics of this checkpoint on the dev groups, and as SET/METRIC on the set that the best is chosen by, if
+            it is a set.
+        chosen_by: the metric, as train.metric names it, by which it is the best of its run; None if it is not.
         performance: of exactly the exported weights in an evaluation, or None.
         gate: what it lost against its base on guard sets, or None where there was no gate.
         versions: of the libraries that trained.
@@ -90,6 +92,7 @@ class CardFacts:
     measured_tokens: int | None = None
     device: str | None = None
     dev: Mapping[str, float] = field(default_factory=dict)
+    chosen_by: str | None = None
     performance: Performance | None = None
     gate: Verdict | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -228,7 +231,7 @@ def _limits(facts: CardFacts, say: Words) -> str:
         say("limits.length", max_length=facts.contract.max_length),
         say("limits.language", language=say(named) if named in say else f"`{language}`") if language else None,
         say("limits.measured" if facts.performance else "limits.unmeasured"),
-        _chosen_by(facts, say) if facts.dev else None,
+        _chosen_by(facts.chosen_by, say) if facts.chosen_by else None,
         None if facts.license else say("limits.license"),
     ]
     return f"## {say('limits.title')}\n\n" + "\n".join(f"- {text}" for text in told if text)
@@ -242,9 +245,9 @@ def _of_evaluation(name: str, say: Words) -> str:
     return say("training.rows.set", metric=_title(metric), set=selecting)
 
 
-def _chosen_by(facts: CardFacts, say: Words) -> str:
+def _chosen_by(chosen_by: str, say: Words) -> str:
     """What the figures of the evaluations in training are worth."""
-    selecting, metric = of_set((facts.settings.get("train") or {}).get("metric", ""))
+    selecting, metric = of_set(chosen_by)
     return say("limits.dev") if selecting is None else say("limits.set", set=selecting, metric=_title(metric))
 
 

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 from reranker.errors import UserError
 from reranker.files import fsync_directory, read_json, refusals_told, sha256, write_json
+from reranker.selection import best_of
 from reranker.train.distributed import Ranks
 from reranker.train.fragments import Fragment
 from reranker.train.owner import TakenOver
@@ -206,24 +207,28 @@ def find(run_dir: Path, which: str) -> Path:
 
     Where a gate has let none pass, "best" is the best of those that failed: whoever exports it looks at its verdict.
     """
+    return find_beside_best(run_dir, which)[0]
+
+
+def find_beside_best(run_dir: Path, which: str) -> tuple[Path, dict[str, Any] | None]:
+    """(what `find` finds, the entry of the run's best checkpoint or None before the first evaluation)."""
     if not run_dir.is_dir():
         raise UserError("run", f"{run_dir}, no such directory", "a run directory of reranker train", "check the path")
     last, passed = newest(run_dir)
     if last is None:
         found = passed[0] if passed else f"no checkpoint in {run_dir / DIRECTORY}"
         raise UserError("run", found, "a complete checkpoint", "train first, or check the path")
+    best = best_of(read_state(last))
     if which == "last":
-        return last
+        return last, best
     if which == "best":
-        state = read_state(last)
-        ranked = [entry["checkpoint"] for entry in (state.get("best"), *(state.get("ranking") or ())) if entry]
-        which = ranked[0] if ranked else last.name
+        which = best["checkpoint"] if best else last.name
     path = run_dir / DIRECTORY / which
     reason = damage(path) if path.is_dir() else "no such directory"
     if reason is not None:
         names = ", ".join(candidate.name for candidate in checkpoint_directories(run_dir))
         raise UserError("checkpoint", f"{which}, {reason}", f"best, last or one of {names}", "change the name")
-    return path
+    return path, best
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def reference(**changed: Any) -> CardFacts:
         parameters=559_891_457, settings=settings, license="mit", groups=499_184,
         sources={"": Source(499_184, 1.0, "train.jsonl", "0123456789abcdef" * 4)}, fingerprint="c3e468c8e5389036",
         step=46_799, epoch=3.0, groups_seen=1_497_552, world=4, precision="fp16", stage=1, packed=True, device="NVIDIA A100",
-        dev={"mrr": 0.8125}, performance=found, gate=verdict(0.0), versions={"reranker": "0.1.0", "torch": "2.13.0"},
+        dev={"mrr": 0.8125}, chosen_by="mrr", performance=found, gate=verdict(0.0), versions={"reranker": "0.1.0", "torch": "2.13.0"},
         onnx=Fusion(24), int8=Agreement(pairs=640, largest=0.3, mean=0.05, deviation=2.5, order=0.987, best=0.953, whole=24),
     )  # fmt: skip
     return dataclasses.replace(facts, **changed)
@@ -207,7 +207,7 @@ def test_the_limits_are_those_of_this_model() -> None:
     assert "was not measured.\n- The checkpoint was chosen" in limits(performance=None)
     assert "No license is stated" not in limits()
     assert "No license is stated" in limits(license=None)
-    assert "dev groups" not in limits(dev={})
+    assert "dev groups" not in limits(chosen_by=None)
 
 
 def test_a_set_that_chose_the_checkpoint_is_named_with_its_figures() -> None:
@@ -220,10 +220,8 @@ def test_a_set_that_chose_the_checkpoint_is_named_with_its_figures() -> None:
     }
 
     def cards(metric: str) -> dict[str, str]:
-        settings = recipe_settings()
-        settings["train"]["metric"] = metric
-        facts = _facts(settings, {"metrics": metrics}, Contract(), Precision.fp32, 7)
-        return parts(model_card(facts))
+        facts = _facts(recipe_settings(), {"metrics": metrics}, metric, Contract(), Precision.fp32, 7)
+        return parts(model_card(dataclasses.replace(facts, chosen_by=metric)))
 
     card = cards("faq/ndcg@10")
     assert "| dev MRR | 0.5000 |\n| MRR on faq | 0.7500 |\n| nDCG@10 on faq | 0.6250 |\n" in card["en"]
@@ -240,7 +238,7 @@ def test_a_set_that_chose_the_checkpoint_is_named_with_its_figures() -> None:
 
 def of_state(state: dict[str, Any]) -> dict[str, str]:
     """The card of each language of a checkpoint with this state."""
-    return parts(model_card(_facts(recipe_settings(), state, Contract(), Precision.fp32, 7)))
+    return parts(model_card(_facts(recipe_settings(), state, None, Contract(), Precision.fp32, 7)))
 
 
 def described(source: Any, groups: int = 400, weight: float = 1.0) -> dict[str, Any]:

@@ -332,6 +332,25 @@ def test_a_run_is_exported_with_what_it_knows_of_itself(
         export_run(run, dtype=Precision.auto)
 
 
+def test_the_card_tells_what_the_best_checkpoint_was_chosen_by_and_of_another_that_nothing_chose_it(
+    base: Path, weights: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    """Of what the training did: the settings are those of the last start, which may have had nothing left to train."""
+    run = make_run(tmp_path / "run", base, weights, metric="faq/mrr")
+    settings = json.loads((run / "config.json").read_text("utf-8"))
+    settings["train"]["metric"] = "old/mrr"
+    (run / "config.json").write_text(json.dumps(settings), "utf-8")
+    sentence = "The checkpoint was chosen by its MRR on the evaluation set faq"
+    for which, chosen in (("best", True), ("step-00000120", True), ("last", False), ("step-00000240", False)):
+        card = (export_run(run, which, tmp_path / which) / "README.md").read_text("utf-8")
+        assert (sentence in card, "was chosen by" in card) == (chosen, chosen), which
+        assert "| dev MRR | 0.8125 |\n| MRR on faq | 0.7500 |\n" in card
+        assert "on old" not in card
+    last = make_run(tmp_path / "dev", base, weights)
+    assert "was chosen by its figures on the dev groups" in (export_run(last) / "README.md").read_text("utf-8")
+    assert "was chosen" not in (export_run(last, "last") / "README.md").read_text("utf-8")
+
+
 @pytest.fixture
 def evaluated(tmp_path: Path, base: Path, weights: dict[str, torch.Tensor]) -> Path:
     """A run as the demo has it behind its fifth step: trained, exported, and the exported model evaluated."""
@@ -677,14 +696,15 @@ class OneRank:
         return work()
 
 
-def make_run(run: Path, base: Path, weights: dict[str, torch.Tensor]) -> Path:
-    """A run directory as training leaves it; the best of its two checkpoints is the first."""
+def make_run(run: Path, base: Path, weights: dict[str, torch.Tensor], metric: str = "mrr") -> Path:
+    """A run directory as training leaves it; the best of its two checkpoints, by `metric`, is the first."""
     settings = asdict(TrainConfig(run_dir=str(run), name="tiny", data=DataConfig(shards=str(run / "shards"))))
     settings["model"]["name"] = str(base)
     run.mkdir(parents=True)
     (run / "config.json").write_text(json.dumps(settings, default=lambda member: member.name))
     shutil.copytree(base, run / "initial")
-    state = {"best": {"checkpoint": checkpoint.name_of(120)}, "metrics": {"eval/mrr": 0.8125},
+    state = {"best": {"checkpoint": checkpoint.name_of(120), "metric": metric},
+             "metrics": {"eval/mrr": 0.8125, "eval/faq/mrr": 0.75, "eval/old/mrr": 0.25},
              "precision": "bf16", "autocast": True}  # fmt: skip
     for step, scale in ((120, 1.0), (240, 0.5)):
         fragments = [Fragment(name, MASTER, tuple(tensor.shape), 0, tensor.flatten() * scale)

@@ -24,5 +24,15 @@ def test_the_best_of_a_training_is_by_its_own_metric_of_the_dev_groups_or_of_a_s
         {"step": 6, "eval/mrr": 0.75, "eval/faq/mrr": 0.25, "eval/v1.2/ndcg@10": 0.375},
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in found))
-    told = result(0, {"run_dir": str(tmp_path), "varied": ["optim.lr=1e-5"]}, "7", {})
+    entry = {"run_dir": str(tmp_path), "varied": ["optim.lr=1e-5"]}
+    told = result(0, entry, "7", None)
+    assert (told.metric, told.best, told.best_step) == (metric, best, step)
+
+    # The same command with another metric finds the training finished, and writes its settings all the same.
+    (tmp_path / "config.json").write_text(json.dumps({"train": {"metric": "other/mrr"}}))
+    ranked = {"best": None, "ranking": [{"metric": metric, "passed": False}]}
+    for at, state in ((2, json.dumps({"best": {"metric": "older/mrr"}})), (4, json.dumps(ranked)), (6, "{")):
+        (tmp_path / "checkpoints" / f"step-{at:08d}").mkdir(parents=True)
+        (tmp_path / "checkpoints" / f"step-{at:08d}" / "state.json").write_text(state)
+    told = result(0, entry, "7", None)
     assert (told.metric, told.best, told.best_step) == (metric, best, step)
