@@ -983,7 +983,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a card has the evaluation of one checkpoint put to another", "export/model_card.py",
-        '"" if facts.checkpoint == "best" else f" checkpoint={facts.checkpoint}"', '""',
+        'words += [f"checkpoint={facts.checkpoint}"] if facts.checkpoint != ExportConfig.checkpoint else []', "pass",
         "tests/end_to_end/test_card.py::test_the_commands_of_a_card_put_the_table_of_its_weights_into_it[asked]",
     ),
     Mutation(
@@ -1075,6 +1075,11 @@ MUTATIONS = [
         "the last checkpoint is said to be the chosen one", "export/huggingface.py",
         'chosen_by=metric if best and best["checkpoint"] == found.name else None', "chosen_by=metric",
         "tests/unit/test_export.py::test_the_card_tells_what_the_best_checkpoint_was_chosen_by_and_of_another_that_nothing_chose_it",
+    ),
+    Mutation(
+        "the export that a card tells of loses the 8-bit file", "export/model_card.py",
+        'words += ["int8=dev.jsonl"] if facts.int8 else []', "pass",
+        "tests/unit/test_card.py::test_the_command_that_exports_again_makes_the_same_files_of_the_same_weights",
     ),
     Mutation(
         "an empty data.dev passes for dev groups that select", "selection.py",

@@ -139,8 +139,9 @@ def export_run(
         table = report or run_dir / "report" / "table.json"
         performance = performance_of(written, table, required=report is not None)
         known = dataclasses.replace(
-            facts, checkpoint=checkpoint, performance=performance, onnx=fusion, int8=quantised, gate=verdict
-        )
+            facts, checkpoint=checkpoint, performance=performance, onnx=fusion, int8=quantised,
+            int8_agreement=int8_agreement, gate=verdict,
+        )  # fmt: skip
         return model_card(known)
 
     export_weights(weights, run_dir / INITIAL, output, contract, card, dtype, onnx, judges, int8_agreement, tried)

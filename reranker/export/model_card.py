@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from reranker.config.models import ExportConfig
 from reranker.data.tokenize import Contract
 from reranker.evaluate.regression_gate import Verdict
 from reranker.evaluate.statistics import told_p
@@ -68,6 +69,7 @@ class CardFacts:
         versions: of the libraries that trained.
         onnx: what became of the attentions in the ONNX file, or None where there is none.
         int8: how far the ONNX file in 8 bits agrees with the model, or None where there is none.
+        int8_agreement: how far it had to, or None where that is not known.
     """
 
     name: str
@@ -98,6 +100,7 @@ class CardFacts:
     versions: Mapping[str, str] = field(default_factory=dict)
     onnx: Fusion | None = None
     int8: Agreement | None = None
+    int8_agreement: float | None = None
 
 
 def model_card(facts: CardFacts) -> str:
@@ -154,17 +157,13 @@ def _data(facts: CardFacts, say: Words) -> str:
 def _performance(facts: CardFacts, say: Words) -> str:
     title, found = f"## {say('performance.title')}", facts.performance
     if found is None:
-        # A table is of exactly these weights: the export must write them once more.
-        again = "" if facts.checkpoint == "best" else f" checkpoint={facts.checkpoint}"
-        again += "" if facts.dtype == "fp32" else f" dtype={facts.dtype}"
-        again += " onnx=true" if facts.onnx else ""
         return f"""{title}
 
 {say("performance.none")}
 
 ```bash
 reranker evaluate model=MODEL base={facts.base} corpus=corpus.jsonl queries=queries.jsonl output=RUN/report
-reranker export run=RUN{again}
+{_export_again(facts)}
 ```"""
     named = [(row["system"], row) for row in found.rows]
     lines = [title, "", *_table(say("performance.system"), found.metrics, named, "{:.3f}")]
@@ -189,6 +188,20 @@ reranker export run=RUN{again}
         lines += ["", *_table(say("performance.difference"), found.metrics, named, "{:+.3f}")]
         lines += ["", say("performance.p")]
     return "\n".join(lines)
+
+
+def _export_again(facts: CardFacts) -> str:
+    """The command that made this export: a table is of exactly these weights, which must be written once more."""
+    words = ["reranker export run=RUN"]
+    words += [f"checkpoint={facts.checkpoint}"] if facts.checkpoint != ExportConfig.checkpoint else []
+    words += [f"dtype={facts.dtype}"] if facts.dtype != ExportConfig.dtype.name else []
+    words += ["onnx=true"] if facts.onnx else []
+    words += ["int8=dev.jsonl"] if facts.int8 else []
+    if facts.int8 and facts.int8_agreement not in (None, ExportConfig.int8_agreement):
+        words.append(f"int8_agreement={facts.int8_agreement:g}")
+    # Without it a model that fails its gate is refused.
+    words += ["gate.action=mark"] if facts.gate and not facts.gate.passed else []
+    return " ".join(words)
 
 
 def _gate(facts: CardFacts, say: Words) -> str:

@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from reranker import Reranker
 from reranker.config.common import Precision
 from reranker.export.huggingface import export_run
+from reranker.export.quantize import INT8_FILE
+from reranker.groups import Group, write_groups
 from tests.distributed.ranks import launch
 from tests.evaluation import ACTIONS, TOPICS, texts_of
 from tests.tiny import tiny_model
@@ -22,7 +24,7 @@ from tests.unit.test_export import make_run
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a user stands: a base model, the run of a Korean model, a corpus with queries."""
+    """Where a user stands: a base model, the run of a Korean model, a corpus with queries, dev groups."""
     root = tmp_path_factory.mktemp("place")
     trained = load_file(tiny_model(root / "trained", seed=2) / "model.safetensors")
     ours = make_run(root / "runs" / "ours", tiny_model(root / "base", seed=1), trained)
@@ -36,6 +38,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, records in files.items():
         lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
         (root / f"{name}.jsonl").write_text("".join(lines), "utf-8")
+    passages = list(texts.values())
+    groups = [
+        Group(query, (query,), tuple(passages[place + 1 : place + 4])) for place, query in enumerate(passages[:8])
+    ]
+    write_groups(root / "dev.jsonl", groups)
     return root
 
 
@@ -81,14 +88,19 @@ def test_the_command_of_a_card_scores_as_the_framework_does(place: Path, run: Pa
 
 
 @pytest.mark.parametrize(
-    "asked", [{}, {"checkpoint": "last", "dtype": Precision.fp16, "onnx": True}], ids=["usual", "asked"]
+    "asked",
+    [{}, {"checkpoint": "last", "dtype": Precision.fp16, "onnx": True, "int8": "dev.jsonl", "int8_agreement": 0.25}],
+    ids=["usual", "asked"],
 )
 def test_the_commands_of_a_card_put_the_table_of_its_weights_into_it(
     asked: dict[str, Any], place: Path, run: Path
 ) -> None:
+    if "int8" in asked:
+        asked = {**asked, "int8": str(place / asked["int8"])}
     model = export_run(run, **asked)
     score, evaluate = commands(model)
     weights, files = (model / "model.safetensors").read_bytes(), names_in(model)
+    assert (Path(INT8_FILE) in files) == ("int8" in asked)
     run_as_told(evaluate, place, run)
     assert {"table.json", "table.md", "details.json"} <= {path.name for path in (run / "report").iterdir()}
     assert (model / "model.safetensors").read_bytes() == weights

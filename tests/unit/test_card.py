@@ -15,6 +15,7 @@ import pytest
 
 from reranker import cli
 from reranker.config.common import LabelLoss, Precision, TeacherLoss
+from reranker.config.models import ExportConfig
 from reranker.config.shards import IndexConfig, PackConfig
 from reranker.data.manifest import load_manifest
 from reranker.data.tokenize import Contract
@@ -190,6 +191,24 @@ def test_the_table_has_the_metrics_of_the_evaluation_and_tells_how_each_system_s
         assert "\n- bge: BAAI/bge-reranker-large by FlagEmbedding 1.4.2, at most 512 tokens a pair\n" in told
     one = dataclasses.replace(found, windows={"best": 1, "overlap": 64})
     assert Words("en")("performance.windows.one", overlap=64) in model_card(reference(performance=one))
+
+
+def test_the_command_that_exports_again_makes_the_same_files_of_the_same_weights() -> None:
+    def again(**changed: Any) -> str:
+        facts = CardFacts("ko", "base", False, Contract(), "fp32")
+        (command,) = re.findall(
+            r"^reranker export (.*)$", model_card(dataclasses.replace(facts, **changed)), re.MULTILINE
+        )
+        return str(command)
+
+    quantised = {"onnx": Fusion(24), "int8": reference().int8}
+    assert again() == again(gate=verdict(0.0)) == "run=RUN"
+    assert again(checkpoint="last", dtype="fp16", **quantised, gate=verdict(0.1)) == (
+        "run=RUN checkpoint=last dtype=fp16 onnx=true int8=dev.jsonl gate.action=mark"
+    )
+    for least, told in ((None, ""), (ExportConfig.int8_agreement, ""), (0.9, " int8_agreement=0.9")):
+        assert again(**quantised, int8_agreement=least) == f"run=RUN onnx=true int8=dev.jsonl{told}"
+    assert again(onnx=Fusion(24), int8_agreement=0.9) == "run=RUN onnx=true"
 
 
 def test_the_environment_is_told_as_far_as_it_is_known() -> None:
