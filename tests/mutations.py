@@ -1082,6 +1082,11 @@ MUTATIONS = [
         "tests/unit/test_card.py::test_the_command_that_exports_again_makes_the_same_files_of_the_same_weights",
     ),
     Mutation(
+        "the dashboard lacks the panels of evaluation sets", "train/dashboard.py",
+        "for metric in shown if metric.section == name", "for metric in METRICS if metric.section == name",
+        "tests/unit/test_dashboard.py::test_sets_have_their_panels_and_a_metric_of_one_orders_the_runs",
+    ),
+    Mutation(
         "an empty data.dev passes for dev groups that select", "selection.py",
         "name is None and not data.dev and", "name is None and data.dev is None and",
         "tests/unit/test_in_training.py::test_an_empty_dev_file_is_none",

@@ -51,6 +51,10 @@ class DashboardConfig:
     """Weights & Biases project of the trainings, as in tracking.project"""
     name: str = "reranker training"
     """What the workspace is called"""
+    sets: list[str] = field(default_factory=list)
+    """Names of sets in data.dev_sets whose metrics have panels as well"""
+    metric: str = "mrr"
+    """What orders the runs, by its best value: a metric of data.dev, or of a set in sets as NAME/mrr"""
     output: Optional[str] = None
     """JSON file for the workspace's specification; nothing is sent then"""
     dry_run: bool = False

@@ -1,9 +1,8 @@
 """The metrics that a training logs: what each is, what it is drawn over, and which of its values stands for the run.
 
 In: nothing, or the names of evaluation sets. Out: `METRICS`, one entry for each name that a record can hold, and
-`of_sets`, those of the sets; W&B's defined metrics are made of both, and the panels of `reranker dashboard` of the
-first. Pure, and without imports of ours. A test trains and compares: no metric is missing here, and none is here that
-is never logged.
+`of_sets`, those of the sets; W&B's defined metrics and the panels of `reranker dashboard` are made of both. Pure, and
+without imports of ours. A test trains and compares: no metric is missing here, and none is here that is never logged.
 """
 
 from __future__ import annotations

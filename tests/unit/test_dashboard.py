@@ -56,6 +56,37 @@ def test_the_runs_are_ordered_by_the_summaries_that_a_run_has() -> None:
         assert kept[name] == (value or None), column
 
 
+def test_sets_have_their_panels_and_a_metric_of_one_orders_the_runs() -> None:
+    """As of trainings with `data.dev_sets` alone, which have no eval/mrr."""
+    made = specification(workspace(DashboardConfig(entity="team", sets=["faq", "v1.2", "faq"], metric="faq/ndcg@10")))
+    usual = specification(workspace(DashboardConfig(entity="team")))
+    of_sets = {(logged.QUALITY, "step", f"eval/{name}/{metric}") for name in ("faq", "v1.2")
+               for metric in ("mrr", "ndcg@10", "has_right_in_contexts")}  # fmt: skip
+    shown, before = ({(*place, *names) for *place, names in panels(spec)} for spec in (made, usual))
+    assert len(list(panels(made))) == len(shown)
+    assert shown - before == of_sets | {(logged.QUALITY, "epoch", "eval/faq/ndcg@10")}
+    assert before - shown == {(logged.QUALITY, "epoch", "eval/mrr")}
+    runs = made["spec"]["section"]["runSets"][0]
+    assert [key["key"]["name"] for key in runs["sort"]["keys"]] == ["eval/faq/ndcg@10.max"]
+    assert runs["runFeed"]["columnOrder"][1] == "summary:eval/faq/ndcg@10.max"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["metric=map"], "map, expected one of mrr, ndcg@10, has_right_in_contexts; "
+         "change the value, or name its set in sets=[...]"),
+        (["sets=[faq]", "metric=fag/mrr"], "fag/mrr, expected one of mrr, ndcg@10, has_right_in_contexts, faq/mrr, "
+         "faq/ndcg@10, faq/has_right_in_contexts; did you mean faq/mrr?"),
+    ],
+)  # fmt: skip
+def test_an_order_by_what_is_not_shown_is_refused(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["dashboard", "entity=team", "dry_run=true", *words]) == 2
+    assert capsys.readouterr().err == f"reranker: error: metric: found {said}\n"
+
+
 def test_a_file_of_the_workspace_is_written_without_a_network(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
