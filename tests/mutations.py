@@ -1087,6 +1087,11 @@ MUTATIONS = [
         "tests/unit/test_dashboard.py::test_sets_have_their_panels_and_a_metric_of_one_orders_the_runs",
     ),
     Mutation(
+        "the keys of a record pass for names of sets", "evaluate/sets.py",
+        "    _refuse_nameless(config.sets)\n", "",
+        "tests/unit/test_sets.py::test_a_set_without_a_name_is_told_how_to_have_one",
+    ),
+    Mutation(
         "an empty data.dev passes for dev groups that select", "selection.py",
         "name is None and not data.dev and", "name is None and data.dev is None and",
         "tests/unit/test_in_training.py::test_an_empty_dev_file_is_none",

@@ -146,4 +146,5 @@ def _located(key: str, sets: Any) -> list[EvaluationSet]:
     except UserError as error:
         first, dot, rest = error.where.partition(".")
         where = f"{key}{dot}{rest}" if first == "sets" else error.where
-        raise UserError(where, error.found, error.expected, error.fix.replace("say sets.", f"say {key}.")) from None
+        fix = error.fix.replace("say sets", f"say {key}")
+        raise UserError(where, error.found, error.expected, fix) from None

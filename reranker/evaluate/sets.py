@@ -8,6 +8,7 @@ Raises `UserError`.
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,8 +93,23 @@ def sets_of(config: EvaluateConfig) -> list[EvaluationSet]:
         raise UserError(
             "sets", "sets= beside corpus= or queries=", "one or the other", "make the two a set of their own"
         )
+    _refuse_nameless(config.sets)
     named = read_named(config.sets, _NAMED, lambda where, given: SetConfig)
     return [_found(name, settings, config) for name, settings in named.items()]
+
+
+def _refuse_nameless(sets: Any) -> None:
+    """Raise UserError for one set without a name: as yaml, the keys of a record would pass for names of sets."""
+    if not isinstance(sets, str) or not os.access(sets, os.R_OK):
+        return
+    keys = forms.first_record(Path(sets)) if os.path.isfile(sets) else {}  # a pipe can be read but once
+    kinds = {
+        "a directory": os.path.isdir(sets),
+        "a groups file": {"pos", "neg"} <= keys.keys(),
+        "a file of form=reranking": {"positive", "negative"} <= keys.keys(),
+    }
+    if kind := next((kind for kind, found in kinds.items() if found), None):
+        raise UserError("sets", f"{sets}, {kind}", "sets by their names", f"say sets={{NAME: {sets}}}")
 
 
 def _found(name: str, settings: SetConfig, config: EvaluateConfig) -> EvaluationSet:

@@ -20,6 +20,7 @@ from reranker.config.training import CheckpointListConfig, CheckpointVerifyConfi
 from reranker.errors import UserError
 from reranker.files import write_json
 from reranker.progress import progress_bar
+from reranker.selection import of_set
 from reranker.train import checkpoint
 from reranker.train.checkpoint import DIRECTORY, STATE
 from reranker.train.tables import print_table
@@ -37,7 +38,7 @@ class Listed:
 
     Attributes:
         epoch: epochs behind it, with a fraction; groups_seen: positions behind it, over all epochs.
-        metrics: those of the dev groups, if it was evaluated; best: whether the run holds it for its best.
+        metrics: those of the dev groups and sets, if it was evaluated; best: whether the run holds it for its best.
         world, stage, precision: ranks, ZeRO stage and precision that it was trained with.
         bytes: of its files, as they are; saved_at: when the last of them was written.
         damage: what is wrong with it by names and sizes, or None.
@@ -174,7 +175,8 @@ def _state(path: Path) -> dict[str, Any] | None:
 
 
 def _print(listed: list[Listed], metric: str) -> None:
-    columns = ("name", "epoch", "groups\nseen", f"dev\n{metric}", "trained with", "GiB", "saved at", "whole")
+    evaluated = f"dev\n{metric}" if of_set(metric)[0] is None else metric
+    columns = ("name", "epoch", "groups\nseen", evaluated, "trained with", "GiB", "saved at", "whole")
     rows = []
     for row in listed:
         value = (row.metrics or {}).get(metric)

@@ -75,6 +75,16 @@ def test_the_table_has_every_checkpoint_with_its_best_one_marked(run_dir: Path, 
     assert said("list", "run") == TABLE
 
 
+def test_a_metric_of_a_set_is_not_said_to_be_one_of_the_dev_groups(ranks: Ranks, tmp_path: Path, said: Run) -> None:
+    best = {"checkpoint": "step-00000032", "value": 0.5, "step": 32, "metric": "faq/mrr", "dev": None}
+    write(tmp_path / "run", 32, ranks, **state_of(32, best=best, metrics={"eval/faq/mrr": 0.5}))
+    seen, names, _, row, told = said("list", "run")
+    assert seen.split() == ["groups"]
+    assert names.split()[:4] == ["name", "epoch", "seen", "faq/mrr"]
+    assert row.split()[:5] == ["step-00000032", "1.00", "1,024", "*", "0.5000"]
+    assert told == "*: the best by faq/mrr"
+
+
 def test_the_same_stands_in_the_json_file_with_all_metrics(run_dir: Path, said: Run) -> None:
     printed = said("list", "run")
     assert said("list", "run", "output=list.json") == printed

@@ -315,6 +315,23 @@ def test_a_passage_has_one_cluster_in_all_sets_that_come_with_their_candidates(
     assert second[0] not in first
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("groups.jsonl", "a groups file"), ("reranking.jsonl", "a file of form=reranking"), ("beir", "a directory")],
+)
+def test_a_set_without_a_name_is_told_how_to_have_one(
+    name: str, kind: str, settings: Callable[..., EvaluateConfig], data: Path
+) -> None:
+    with pytest.raises(UserError) as caught:
+        sets_of(settings(sets=str(data / name)))
+    assert str(caught.value) == (
+        f"sets: found {data / name}, {kind}, expected sets by their names; say sets={{NAME: {data / name}}}"
+    )
+    # A file of sets may be JSON in one line as well.
+    (data / "sets.yaml").write_text(json.dumps({"a": str(data / name)}), "utf-8")
+    assert [one.name for one in sets_of(settings(sets=str(data / "sets.yaml")))] == ["a"]
+
+
 def test_a_depth_and_contexts_matter_only_where_a_first_stage_has_a_depth(
     settings: Callable[..., EvaluateConfig], data: Path
 ) -> None:
