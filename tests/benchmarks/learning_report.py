@@ -169,7 +169,8 @@ def differing(one: dict[str, Any]) -> str:
 
 
 def plot(names: Sequence[str], rows: dict[Any, Any], measured: dict[str, Any], precision: str, path: Path) -> None:
-    """Above, the MRR of every arm with its interval; below, the losses of ours and FlagEmbedding at the same objective."""
+    """Above, the MRR of every arm with its interval; below, where they are among the arms, the losses of ours and
+    FlagEmbedding at the same objective."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -178,8 +179,12 @@ def plot(names: Sequence[str], rows: dict[Any, Any], measured: dict[str, Any], p
     points = {told(name, TUNED): rows[name, TUNED]["mrr"] for name in names}
     points["BM25"] = rows[names[0], FIRST]["mrr"]
     ordered = sorted(points, key=lambda name: points[name]["value"])
-    figure, (above, below) = pyplot.subplots(2, 1, figsize=(9, 4.2 + 0.32 * len(points)),
-                                             height_ratios=[len(points) + 2, 9])  # fmt: skip
+    curves = {name: losses for name in (PEER, REFERENCE) if (losses := measured.get(f"train:{name}", {}).get("losses"))}
+    height, panels = 0.9 + 0.32 * (len(points) + 1), [len(points) + 2]
+    if curves:
+        height, panels = height + 3.2, [*panels, 9]
+    figure, axes = pyplot.subplots(len(panels), 1, figsize=(9, height), height_ratios=panels, squeeze=False)
+    above = axes[0, 0]
     for place, name in enumerate(ordered):
         one = points[name]
         colour = "#b9bec4" if name in (PEER, BASE, "BM25") else "#1f6f8b"
@@ -188,13 +193,15 @@ def plot(names: Sequence[str], rows: dict[Any, Any], measured: dict[str, Any], p
         above.annotate(f"{one['value']:.3f}", (one["high"], place), (5, -3), textcoords="offset points", fontsize=8)
     above.set_yticks(range(len(ordered)), ordered, fontsize=8)
     above.set_title("MRR on held-out queries, 95% intervals", fontsize=10, loc="left")
-    for name, colour, style in ((PEER, "#7d848b", "-"), (REFERENCE, "#1f6f8b", "--")):
-        if losses := measured.get(f"train:{name}", {}).get("losses"):
+    if curves:
+        below = axes[1, 0]
+        for name, losses in curves.items():
+            colour, style = ("#7d848b", "-") if name == PEER else ("#1f6f8b", "--")
             below.plot(range(1, len(losses) + 1), losses, style, color=colour, label=name)
-    below.set_title(f"Loss of each step at the reference objective, {precision}", fontsize=10, loc="left")
-    below.set_xlabel("step", fontsize=8)
-    below.legend(fontsize=8, frameon=False)
-    for axis in (above, below):
+        below.set_title(f"Loss of each step at the reference objective, {precision}", fontsize=10, loc="left")
+        below.set_xlabel("step", fontsize=8)
+        below.legend(fontsize=8, frameon=False)
+    for axis in axes[:, 0]:
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
