@@ -41,12 +41,17 @@ def step_flops(config: dict[str, Any], lengths: Iterable[int]) -> float:
 
 
 def product_rates(config: dict[str, Any], device: str) -> dict[str, float]:
-    """GFLOP/s of tokens x hidden x intermediate for 4,096 and 512 tokens, best of 5 times a quarter second."""
+    """GFLOP/s of tokens x hidden x intermediate for 4,096 and 512 tokens, best of 5 times a quarter second.
+
+    Those types alone that the device multiplies itself: a product of bfloat16 takes seconds on a processor without.
+    """
     import torch
+
+    from reranker.train.distributed import multiplies_bf16
 
     found = {}
     for name in DTYPES:
-        if name == "float16" and device == "cpu":
+        if device == "cpu" and (name == "float16" or (name == "bfloat16" and not multiplies_bf16())):
             continue
         for tokens in (4096, 512):
             shape = (tokens, config["hidden_size"], config["intermediate_size"])

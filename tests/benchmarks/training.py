@@ -1,7 +1,8 @@
 """Training, from groups to updated weights: pairs per second beside what others train rerankers with, in one run.
 
     python tests/benchmarks/training.py groups=FILE model=DIR work=DIR [device=cpu] [steps=4] [rounds=5] [threads=2]
-        [contestants=PATTERN,...] [parts=contestants,overhead,scaling]
+        [contestants=PATTERN,...] [parts=contestants,overhead,compile,scaling] [record=training]
+        [compiled=parts,whole]
 
 `model=xlm-roberta-large-random tokenizer=DIR` writes random weights of that shape to `work`, for a GPU.
 
@@ -43,7 +44,9 @@ SCALING_TOKENS = 4096
 def main() -> None:
     settings = {
         "device": "cpu", "steps": "4", "rounds": "5", "threads": "2", "contestants": "*",
-        "parts": "contestants,overhead,scaling", **command_line(sys.argv[1:]),
+        "parts": "contestants,overhead,compile,scaling", "record": "training",
+        "compiled": "parts",
+        **command_line(sys.argv[1:]),
     }  # fmt: skip
     work, parts = Path(settings["work"]).resolve(), settings["parts"].split(",")
     prepare(settings, work)
@@ -55,18 +58,30 @@ def main() -> None:
             chosen, int(settings["rounds"]), lambda one: turn(one, settings, work), measured,
             lambda number: measured.get(f"products:{number}", partial(in_process, "arithmetic", (), settings, work)),
         )  # fmt: skip
+    usual = "bf16" if settings["device"] == "cuda" else "fp32,bf16"
+    precisions = settings.get("precisions", usual).split(",")
     if "overhead" in parts:
-        usual = "bf16" if settings["device"] == "cuda" else "fp32,bf16"
-        for precision in settings.get("precisions", usual).split(","):
+        for precision in precisions:
             for count in (1, GROUPS):
                 options = (f"micro_batches={count}", f"precision={precision}", f"repeats={settings['rounds']}")
                 measure = partial(in_process, "engine_overhead", options, settings, work)
                 measured.get(f"overhead:{count}:{precision}", measure)
+    if "compile" in parts:
+        for precision in precisions:
+            tokens = TOKENS[settings["device"]][2]
+            options = (f"precision={precision}", f"tokens={tokens}", f"repeats={settings['rounds']}",
+                       f"ways={settings['compiled']}")  # fmt: skip
+            measured.get(f"compile:{precision}", partial(in_process, "compiled", options, settings, work))
     if "scaling" in parts and settings["device"] == "cpu":
         for number in range(int(settings["rounds"])):
             for world in (1, 2):
                 one = Contestant("ours", f"ranks-{world}", "fp32", ours_options("tokens", SCALING_TOKENS, "packed"))
                 measured.get(f"{one.name}:{number}", partial(ours, one, settings, work, world))
+    # A contestant may fail, as where memory ends at its larger micro-batches; these may not.
+    parts_failed = {key: found["failed"] for key, found in measured.all.items()
+                    if key.startswith(("overhead:", "compile:")) and "failed" in found}  # fmt: skip
+    if parts_failed:
+        raise SystemExit(f"not all was measured, say the same again: {parts_failed}")
     known = [one for one in contestants(settings["device"]) if f"{one.name}:choosing" in measured.all]
     training_report.report(known, measured.all, settings, work)
 

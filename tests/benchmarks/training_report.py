@@ -34,7 +34,7 @@ KINDS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 def report(chosen: Sequence[Any], measured: dict[str, Any], settings: dict[str, str], work: Path) -> None:
     """Write the record; `chosen` are the contestants that were measured. Exits with 1 if losses differ."""
     command = "python tests/benchmarks/training.py groups=... work=... " + " ".join(
-        f"{key}={Path(value).name}" for key, value in settings.items() if key not in ("groups", "work")
+        f"{key}={Path(value).name}" for key, value in settings.items() if key not in ("groups", "work", "record")
     )
     common = context(command, PACKAGES, settings["device"], int(settings["threads"]))
     rounds = int(settings["rounds"])
@@ -42,7 +42,9 @@ def report(chosen: Sequence[Any], measured: dict[str, Any], settings: dict[str, 
     agreed = losses_agree(chosen, measured)
     rows = [_row(one, speeds[one.name], measured, work) for one in chosen if one.name in speeds]
     rows.sort(key=lambda row: -row["pairs_per_second"])
-    entries = comparisons(chosen, speeds) + overheads(measured) + ranks(measured, rounds, settings)
+    entries = (
+        comparisons(chosen, speeds) + overheads(measured) + compilation(measured) + ranks(measured, rounds, settings)
+    )
     for precision in dict.fromkeys(one.precision for one in chosen):
         if best := _best("ours", precision, chosen, speeds, "tokens"):
             tokens = int(best.setting.split("-")[1])
@@ -55,11 +57,15 @@ def report(chosen: Sequence[Any], measured: dict[str, Any], settings: dict[str, 
         "choosing_round": {name: found for name, found in measured.items() if name.endswith(":choosing")},
         "rounds": {name: found for name, found in measured.items() if not name.endswith(":choosing")},
     }  # fmt: skip
-    table = markdown(
-        [[row["name"], f"{row['pairs_per_second']:.2f}", f"{row['seconds_per_step']:.2f}", _percent(row["useful_token_share"]),
-          _percent(row["share_of_product_rate"]), f"{row['peak_mb']:.0f}"] for row in rows],
-        ["contestant", "pairs/s", "s per step", "useful tokens", "of the machine's arithmetic", "memory, MB"],
-    ) + "\n" + markdown(
+    table = ""
+    if rows:
+        head = ["contestant", "pairs/s", "s per step", "useful tokens", "of the machine's arithmetic", "memory, MB"]
+        table = markdown(
+            [[row["name"], f"{row['pairs_per_second']:.2f}", f"{row['seconds_per_step']:.2f}",
+              _percent(row["useful_token_share"]), _percent(row["share_of_product_rate"]), f"{row['peak_mb']:.0f}"]
+             for row in rows], head,
+        ) + "\n"  # fmt: skip
+    table += markdown(
         [[entry["benchmark"], entry["peer"], entry["setting"], entry["ours"], entry["theirs"], entry["ratio"]] for entry in entries],
         ["benchmark", "peer", "setting", "ours", "theirs", "ours / theirs"],
     )  # fmt: skip
@@ -67,7 +73,7 @@ def report(chosen: Sequence[Any], measured: dict[str, Any], settings: dict[str, 
     for row in rows:
         name, _, precision = row["name"].rpartition(":")
         bars.setdefault(f"Training in {precision}, pairs per second", {})[name] = row["pairs_per_second"]
-    path = write("training", [{**entry, **common} for entry in [*entries, details]], table, bars)
+    path = write(settings["record"], [{**entry, **common} for entry in [*entries, details]], table, bars)
     print(f"{table}\n{path}\nlosses: {json.dumps(agreed)}")
     if agreed["float32_agrees"] is False:
         sys.exit(1)
@@ -118,6 +124,26 @@ def overheads(measured: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
+def compilation(measured: dict[str, Any]) -> list[dict[str, Any]]:
+    """Forward and backward with `torch.compile`, in two ways, beside the same without it."""
+    found = []
+    for name, one in measured.items():
+        if name.startswith("compile:") and "failed" not in one:
+            speeds = {
+                how: [pairs / seconds for pairs, seconds in zip(one["pairs"], of, strict=True)]
+                for how, of in one["seconds"].items()
+            }
+            for how in [how for how in speeds if how != "eager"]:
+                found.append({
+                    "benchmark": "compile", "peer": "the same without torch.compile",
+                    "setting": f"{name.partition(':')[2]}, {how} compiled, {'packed' if one['packed'] else 'padded'}, "
+                    f"forward and backward; first step {one['first'][how]:.0f} s instead of {one['first']['eager']:.0f}",
+                    **compared(speeds[how], speeds["eager"]), "unit": "pairs/s",
+                    "largest_difference_of_a_loss": one["largest_difference_of_a_loss"][how],
+                })  # fmt: skip
+    return found
+
+
 def ranks(measured: dict[str, Any], rounds: int, settings: dict[str, str]) -> list[dict[str, Any]]:
     one, two = (_speeds(f"ours:ranks-{world}:fp32", measured, rounds) for world in (1, 2))
     if not one or not two:
@@ -163,7 +189,8 @@ def _row(one: Any, speeds: list[float], measured: dict[str, Any], work: Path) ->
     seconds = PAIRS / statistics.median(speeds)
     flops = step_flops(config, timed) / (len(lengths) / GROUPS - 1)
     products = [found for number in range(len(speeds)) if "failed" not in (found := measured[f"products:{number}"])]
-    rates = [max(rate for name, rate in found.items() if name.startswith(KINDS[one.precision])) for found in products]
+    of_this = [[rate for name, rate in found.items() if name.startswith(KINDS[one.precision])] for found in products]
+    rates = [max(found) for found in of_this if found]
     return {
         "name": one.name, "options": one.options, "pairs_per_second": round(PAIRS / seconds, 3),
         "seconds_per_step": round(seconds, 3),
