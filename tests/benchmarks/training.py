@@ -69,9 +69,9 @@ def main() -> None:
     if "compile" in parts:
         for precision in precisions:
             tokens = TOKENS[settings["device"]][2]
-            options = (f"precision={precision}", f"tokens={tokens}", f"repeats={settings['rounds']}",
-                       f"ways={settings['compiled']}")  # fmt: skip
-            measured.get(f"compile:{precision}", partial(in_process, "compiled", options, settings, work))
+            said = [f"precision={precision}", f"tokens={tokens}", f"repeats={settings['rounds']}"]
+            said.append(f"ways={settings['compiled']}")
+            measured.get(f"compile:{precision}", partial(in_process, "compiled", said, settings, work))
     if "scaling" in parts and settings["device"] == "cpu":
         for number in range(int(settings["rounds"])):
             for world in (1, 2):
