@@ -106,6 +106,9 @@ def contestants(device: str) -> list[Contestant]:
         for packing in ("padded", "packed"):
             options = ours_options("fixed", 1, packing)
             found.append(Contestant("ours", f"1x{GROUPS}-{packing}", precision, options, True))
+        if device == "cpu":  # one rank has nothing to share: what ZeRO's own copies take is seen beside it
+            options = (*ours_options("fixed", 1, "packed"), "deepspeed=zero0")
+            found.append(Contestant("ours", f"1x{GROUPS}-packed-zero0", precision, options, True))
         for tokens in TOKENS[device]:
             options = ours_options("tokens", tokens, "packed")
             found.append(Contestant("ours", f"tokens-{tokens}-packed", precision, options))
