@@ -3,9 +3,10 @@
 #
 #   bash launch/demo.sh                      about everything that the framework does, under runs/demo
 #   bash launch/demo.sh train.max_steps=20   the same, with keys for the training
-#   bash launch/demo.sh --quick              every step of it, to see that all of it works here: 12 steps of training, a
+#   bash launch/demo.sh --quick              every step of it, to see that all of it works here, under runs/demo-quick: a
+#                                            sixth of the groups, a ninth of the passages to mine, 12 steps of training, a
 #                                            quarter of the queries, of which all models read 128 tokens a pair as the
-#                                            recipe does; its run is runs/demo-quick, its data those of the whole demo
+#                                            recipe does
 #
 # What is done already is not done again; an interrupted training resumes.
 
@@ -13,7 +14,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 cd "$root"
 
-quick=false run=runs/demo keys=() questions=(sample=200) few=runs/demo/dev-quick.jsonl
+quick=false run=runs/demo made=runs/demo/data source=runs/demo/data mined=() keys=() questions=(sample=200)
 for word in "$@"; do
     case $word in
     --quick) quick=true ;;
@@ -23,8 +24,9 @@ for word in "$@"; do
     esac
 done
 if $quick; then
-    run=runs/demo-quick questions=(sample=50 max_length=128)
-    keys=(train.max_steps=12 data.dev="$few" "${keys[@]}")
+    run=runs/demo-quick source=runs/demo-quick/data questions=(sample=50 max_length=64)
+    mined=(mine.corpus="$source/passages.jsonl" mine.dense.max_length=64)
+    keys=(train.max_steps=12 data.max_length=64 data.shards="$run/shards" data.dev="$source/dev.jsonl" "${keys[@]}")
 fi
 
 step_name=start
@@ -75,10 +77,15 @@ step 2 "documents, groups in English, and a base model"
 reranker demo output=runs/demo
 
 step 3 "from English groups to Korean shards"
-reranker prepare recipe=demo source=runs/demo/data/triplets.jsonl output=runs/demo
-
-# Every fourth dev query: headings come first, sentences behind them.
-if $quick; then awk 'NR % 4 == 1' runs/demo/data/dev.jsonl >"$few"; fi
+if $quick; then
+    # Every so many: headings come first, sentences behind them. Without the passages that name another one as the
+    # same, which may not be among them.
+    mkdir -p "$source"
+    awk 'NR % 6 == 1' "$made/triplets.jsonl" >"$source/triplets.jsonl"
+    awk 'NR % 6 == 1 && !/"same"/' "$made/passages.jsonl" >"$source/passages.jsonl"
+    awk 'NR % 4 == 1' "$made/dev.jsonl" >"$source/dev.jsonl"
+fi
+reranker prepare recipe=demo source="$source/triplets.jsonl" output="$run" "${mined[@]}"
 
 step 4 "training on $hardware"
 port=$(free_port)

@@ -2,9 +2,12 @@
 
 A test that passes whatever the code does proves nothing. Each mutation is one replacement in a copy of the
 repository; the named test runs against the copy and must fail, and not for an error of the test run. In the unbroken
-copy one test of each file must pass. `bash launch/test.sh --all` runs this, behind all tests; by itself:
+copy one test of each file must pass. By itself:
 
     python -m pytest tests/mutations.py
+
+`bash launch/test.sh --all` runs this behind all tests, and of the mutations whose tests are not in tests/unit (they
+start ranks, and take two thirds of the time) a third: MUTATIONS_SHARE=1/3 is the second of three shares.
 
 Importing what is not ours takes longer than most of these tests, so that a process imports it once and runs each test
 in a fork of itself.
@@ -1259,6 +1262,17 @@ MUTATIONS = [
 ]  # fmt: skip
 
 
+def share_of(mutations: list[Mutation], share: str) -> list[Mutation]:
+    """All those whose tests are in tests/unit, and of the others each `count`-th from `first` on, as FIRST/COUNT says."""
+    first, count = (int(number) for number in share.split("/"))
+    others = [mutation for mutation in mutations if not mutation.test.startswith("tests/unit/")]
+    left_out = {mutation for place, mutation in enumerate(others) if place % count != first}
+    return [mutation for mutation in mutations if mutation not in left_out]
+
+
+CHOSEN = share_of(MUTATIONS, os.environ.get("MUTATIONS_SHARE", "0/1"))
+
+
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the repository, as far as these tests need it."""
@@ -1329,7 +1343,7 @@ def outcome(copy: Path) -> Iterator[Outcome]:
 
 def first_of_each_file() -> list[str]:
     """One named test of each file of tests."""
-    files = {mutation.test.partition("::")[0]: mutation.test for mutation in reversed(MUTATIONS)}
+    files = {mutation.test.partition("::")[0]: mutation.test for mutation in reversed(CHOSEN)}
     return sorted(files.values())
 
 
@@ -1343,7 +1357,7 @@ def test_the_copy_is_whole(outcome: Outcome, directory: str) -> None:
 
 
 @pytest.mark.timeout(1000)  # behind the test's own
-@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.breaks.replace(" ", "-"))
+@pytest.mark.parametrize("mutation", CHOSEN, ids=lambda mutation: mutation.breaks.replace(" ", "-"))
 def test_a_broken_guarantee_makes_its_test_fail(copy: Path, outcome: Outcome, mutation: Mutation) -> None:
     path = copy / "reranker" / mutation.file
     whole = path.read_text("utf-8")
