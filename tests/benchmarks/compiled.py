@@ -10,7 +10,7 @@ ways take turns, a step each:
     whole  the whole forward, with breaks where attention reads the lengths of the pairs
 
 `first` is the first step of each, compilation included. Shapes change from one micro-batch to the next, as in training,
-so they are symbolic. Losses are compared. With `whole` this did not end within twelve minutes on two cores, so
+so they are symbolic. The loss and the norm of the gradient are compared, and must agree in float32. With `whole` this did not end within twelve minutes on two cores, so
 `training.py` asks for `parts` alone. It needs a C++ compiler on a CPU, Triton on a GPU.
 """
 
@@ -28,6 +28,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
+from torch.nn.utils import get_total_norm
 
 from reranker.config.common import BatchPolicy
 from reranker.data.collate import MicroBatch
@@ -37,6 +38,9 @@ from reranker.train.job import batches, count_lengths
 from tests.benchmarks.engine_overhead import fresh_model, loss_of
 from tests.benchmarks.record import command_line
 from tests.benchmarks.training_inputs import product_job
+
+TOLERANCE = 1e-4
+"""Of a step's loss, and of its gradient's norm as a share of it."""
 
 
 def main() -> None:
@@ -55,18 +59,25 @@ def main() -> None:
     ]
     seconds: dict[str, list[float]] = {name: [] for name in models}
     losses: dict[str, list[float]] = {name: [] for name in models}
+    norms: dict[str, list[float]] = {name: [] for name in models}
     for number, step in enumerate(steps):
         for name in sorted(models, reverse=number % 2 == 1):
             begun = time.perf_counter()
             losses[name].append(train(models[name], step, precision, device))
             seconds[name].append(time.perf_counter() - begun)
+            gradients = [one.grad for one in models[name].parameters() if one.grad is not None]
+            norms[name].append(float(get_total_norm(gradients)))
+    differences = {
+        "loss": {name: max(abs(a - b) for a, b in zip(losses["eager"], found, strict=True)) for name, found in losses.items()},
+        "gradient_norm": {name: max(abs(b / a - 1) for a, b in zip(norms["eager"], found, strict=True)) for name, found in norms.items()},
+    }  # fmt: skip
+    if precision == "fp32" and max(max(found.values()) for found in differences.values()) > TOLERANCE:
+        raise SystemExit(f"float32, expected differences of {TOLERANCE} at most: {differences}")
     print(json.dumps({
         "seconds": {name: found[1:] for name, found in seconds.items()},
         "first": {name: found[0] for name, found in seconds.items()}, "packed": job.packed,
         "pairs": [sum(int(batch.present_GP.sum()) for batch in step) for step in steps[1:]],
-        "largest_difference_of_a_loss": {
-            name: max(abs(a - b) for a, b in zip(losses["eager"], found, strict=True)) for name, found in losses.items()
-        },
+        **{f"largest_difference_of_a_{of}": found for of, found in differences.items()},
     }))  # fmt: skip
 
 

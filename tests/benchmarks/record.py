@@ -172,7 +172,8 @@ def commit() -> str:
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
-    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--", "reranker", "conf") else "")
+    measured = ("reranker", "conf", "tests/benchmarks", ":(exclude)tests/benchmarks/records")
+    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--", *measured) else "")
 
 
 def write(name: str, entries: Sequence[Mapping[str, Any]], table: str, bars: Mapping[str, Mapping[str, float]]) -> Path:

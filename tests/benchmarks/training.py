@@ -1,8 +1,8 @@
 """Training, from groups to updated weights: pairs per second beside what others train rerankers with, in one run.
 
     python tests/benchmarks/training.py groups=FILE model=DIR work=DIR [device=cpu] [steps=4] [rounds=5] [threads=2]
-        [contestants=PATTERN,...] [parts=contestants,overhead,compile,scaling] [record=training]
-        [compiled=parts,whole]
+        [contestants=PATTERN,...] [parts=contestants,overhead,compile,scaling] [precisions=fp32,bf16]
+        [compiled=parts,whole] [record=training]
 
 `model=xlm-roberta-large-random tokenizer=DIR` writes random weights of that shape to `work`, for a GPU.
 
@@ -12,7 +12,8 @@ metrics.jsonl, and ended when its last step is recorded. First all run once, in 
 best setting of each contestant in each precision, and those that are measured anyhow (one group at a time, as the
 reference run had it), take turns for `rounds` rounds, of which the median counts. Seconds of a step are those from
 the end of the step before: the first step is never timed. What is measured is kept in `work`: the same command goes
-on where it was stopped, and `contestants` (patterns of names as printed) adds some at a time.
+on where it was stopped, and `contestants` (patterns of names as printed) adds some at a time. The record, written
+whatever ends the command, has all that `work` has: for a record of one part alone give that part a `work` of its own.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from reranker.train.distributed import multiplies_bf16
 from tests.benchmarks import training_report
 from tests.benchmarks.contest import Contestant, compete
 from tests.benchmarks.record import SEED, Measured, command_line, environment_of, run_watched
@@ -52,13 +54,27 @@ def main() -> None:
     measured = Measured(work / "measured.jsonl")
     patterns = settings["contestants"].split(",")
     chosen = [one for one in contestants(settings["device"]) if any(fnmatch.fnmatch(one.name, p) for p in patterns)]
-    if "contestants" in parts:
-        compete(
-            chosen, int(settings["rounds"]), lambda one: turn(one, settings, work), measured,
-            lambda number: measured.get(f"products:{number}", partial(in_process, "arithmetic", (), settings, work)),
-        )  # fmt: skip
-    usual = "bf16" if settings["device"] == "cuda" else "fp32,bf16"
-    precisions = settings.get("precisions", usual).split(",")
+    try:
+        if "contestants" in parts:
+            compete(
+                chosen, int(settings["rounds"]), lambda one: turn(one, settings, work), measured,
+                lambda number: measured.get(f"products:{number}", partial(in_process, "arithmetic", (), settings, work)),
+            )  # fmt: skip
+        measure_parts(parts, settings, work, measured)
+    finally:
+        known = [one for one in contestants(settings["device"]) if f"{one.name}:choosing" in measured.all]
+        training_report.report(known, measured.all, settings, work)
+    # A contestant may fail, as where memory ends at its larger micro-batches; these may not.
+    failed = {key: found["failed"] for key, found in measured.all.items()
+              if key.startswith(("overhead:", "compile:")) and "failed" in found}  # fmt: skip
+    if failed:
+        raise SystemExit(f"not all was measured, say the same again: {failed}")
+
+
+def measure_parts(parts: Sequence[str], settings: dict[str, str], work: Path, measured: Measured) -> None:
+    """Those parts of the benchmark that have no contestants."""
+    usual = ["bf16"] if settings["device"] == "cuda" else ["fp32", *["bf16"] * multiplies_bf16()]
+    precisions = settings["precisions"].split(",") if "precisions" in settings else usual
     if "overhead" in parts:
         for precision in precisions:
             for count in (1, GROUPS):
@@ -70,19 +86,13 @@ def main() -> None:
             tokens = TOKENS[settings["device"]][2]
             said = [f"precision={precision}", f"tokens={tokens}", f"repeats={settings['rounds']}"]
             said.append(f"ways={settings['compiled']}")
-            measured.get(f"compile:{precision}", partial(in_process, "compiled", said, settings, work))
+            key = f"compile:{precision}:{settings['compiled']}"
+            measured.get(key, partial(in_process, "compiled", said, settings, work))
     if "scaling" in parts and settings["device"] == "cpu":
         for number in range(int(settings["rounds"])):
             for world in (1, 2):
                 one = Contestant("ours", f"ranks-{world}", "fp32", ours_options("tokens", SCALING_TOKENS, "packed"))
                 measured.get(f"{one.name}:{number}", partial(ours, one, settings, work, world))
-    known = [one for one in contestants(settings["device"]) if f"{one.name}:choosing" in measured.all]
-    training_report.report(known, measured.all, settings, work)
-    # A contestant may fail, as where memory ends at its larger micro-batches; these may not.
-    failed = {key: found["failed"] for key, found in measured.all.items()
-              if key.startswith(("overhead:", "compile:")) and "failed" in found}  # fmt: skip
-    if failed:
-        raise SystemExit(f"not all was measured, say the same again: {failed}")
 
 
 def contestants(device: str) -> list[Contestant]:

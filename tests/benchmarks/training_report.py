@@ -34,7 +34,7 @@ KINDS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 def report(chosen: Sequence[Any], measured: dict[str, Any], settings: dict[str, str], work: Path) -> None:
     """Write the record; `chosen` are the contestants that were measured. Exits with 1 if losses differ."""
     command = "python tests/benchmarks/training.py groups=... work=... " + " ".join(
-        f"{key}={Path(value).name}" for key, value in settings.items() if key not in ("groups", "work", "record")
+        f"{key}={Path(value).name}" for key, value in settings.items() if key not in ("groups", "work")
     )
     common = context(command, PACKAGES, settings["device"], int(settings["threads"]))
     rounds = int(settings["rounds"])
@@ -129,6 +129,7 @@ def compilation(measured: dict[str, Any]) -> list[dict[str, Any]]:
     found = []
     for name, one in measured.items():
         if name.startswith("compile:") and "failed" not in one:
+            precision = name.split(":")[1]
             speeds = {
                 how: [pairs / seconds for pairs, seconds in zip(one["pairs"], of, strict=True)]
                 for how, of in one["seconds"].items()
@@ -137,10 +138,11 @@ def compilation(measured: dict[str, Any]) -> list[dict[str, Any]]:
             for how, own in speeds.items():
                 found.append({
                     "benchmark": "compile", "peer": "the same without torch.compile",
-                    "setting": f"{name.partition(':')[2]}, {how} compiled, {'packed' if one['packed'] else 'padded'}, "
+                    "setting": f"{precision}, {how} compiled, {'packed' if one['packed'] else 'padded'}, "
                     f"forward and backward; first step {one['first'][how]:.0f} s instead of {one['first']['eager']:.0f}",
                     **compared(own, eager), "unit": "pairs/s",
                     "largest_difference_of_a_loss": one["largest_difference_of_a_loss"][how],
+                    "largest_difference_of_a_gradient_norm": one["largest_difference_of_a_gradient_norm"][how],
                 })  # fmt: skip
     return found
 
