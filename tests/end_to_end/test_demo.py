@@ -127,7 +127,10 @@ def test_in_8_bits_it_orders_passages_that_nobody_judged_it_by_as_it_does_in_flo
     the groups that judge, where 95% are asked for as a rule.
     """
     dev = MADE / "dev.jsonl"
-    assert main(["export", f"run={RUN}", f"output={tmp_path / 'model'}", "onnx=true", f"int8={dev}", "int8_agreement=0.9"]) == 0
+    assert (
+        main(["export", f"run={RUN}", f"output={tmp_path / 'model'}", "onnx=true", f"int8={dev}", "int8_agreement=0.9"])
+        == 0
+    )
     whole, small = tmp_path / "model" / FILE, tmp_path / "model" / INT8_FILE
     assert small.stat().st_size < 0.5 * whole.stat().st_size
     reranker, session = Reranker(str(tmp_path / "model"), device="cpu", precision="fp32"), session_of(small)
