@@ -5,8 +5,7 @@
 #   bash launch/demo.sh train.max_steps=20   the same, with keys for the training
 #   bash launch/demo.sh --quick              every step of it, to see that all of it works here, under runs/demo-quick: a
 #                                            sixth of the groups, a ninth of the passages to mine, 12 steps of training, a
-#                                            quarter of the queries, of which all models read 128 tokens a pair as the
-#                                            recipe does
+#                                            quarter of the queries, of which all models read 64 tokens a pair
 #
 # What is done already is not done again; an interrupted training resumes.
 

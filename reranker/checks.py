@@ -160,9 +160,9 @@ def check_train(config: TrainConfig) -> None:
     if len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in optim.betas):
         shown = "[" + ",".join(f"{beta:g}" for beta in optim.betas) + "]"
         raise UserError("optim.betas", shown, "two numbers of at least 0 and below 1", "say optim.betas=[0.9,0.999]")
-    if config.deepspeed.stage not in (0, 1, 2, 3):
+    if config.deepspeed.stage not in (None, 0, 1, 2, 3):
         raise UserError(
-            "deepspeed.stage", str(config.deepspeed.stage), "0, 1, 2 or 3", "say deepspeed=zero2, for example"
+            "deepspeed.stage", str(config.deepspeed.stage), "0, 1, 2, 3 or null", "say deepspeed=zero2, for example"
         )
     if data.query_max_length is not None and data.query_max_length > data.max_length - 5:
         raise UserError(
@@ -267,13 +267,15 @@ def told_precision(precision: str, autocast: bool) -> str:
 
 
 def resolve_precision(
-    config: PrecisionConfig, device: str, stage: int, bf16_processor: bool = False
+    config: PrecisionConfig, device: str, stage: int | None, bf16_processor: bool = False, alone: bool = False
 ) -> tuple[Arithmetic, list[str]]:
     """(what a training computes in, what to tell the user).
 
     `bf16_processor`: every rank's processor has matrix products in bf16, which then are what auto means on a CPU.
     bf16 is autocast on a CPU: little is gained there by weights in 16 bits, and a residual stream in bfloat16 hides
     from a fresh head what little tells passages apart. On a GPU they halve what is moved and sent.
+    `alone`: one rank trains, and keeps all in its device's memory. It has nobody to share with, and in float32 no use
+    for the copies of weights and gradients that ZeRO works on: with no stage asked for it has stage 0, others have 1.
     A CPU has no fp16 in DeepSpeed; at stage 0 its 16-bit paths train wrongly (an AdamW step with zero gradients at
     start, a loss that is never scaled), so weights of 16 bits at stage 0 become stage 1, whose arithmetic is the same.
     Raises UserError for fp16 asked for on a CPU, and for autocast of what is not bf16.
@@ -292,6 +294,8 @@ def resolve_precision(
         raise UserError("precision.autocast", f"true in {precision.value}", "bf16, whose range is float32's",
                         "say precision=bf16, or leave it away")  # fmt: skip
     autocast = precision is Precision.bf16 and (device == "cpu" if config.autocast is None else config.autocast)
+    if stage is None:
+        stage = 0 if alone and (precision is Precision.fp32 or autocast) else 1
     if stage == 0 and precision is not Precision.fp32 and not autocast:
         told.append(f"deepspeed=zero0 trains wrongly in {precision.value}: ZeRO stage 1 is used instead")
         stage = 1

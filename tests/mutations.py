@@ -203,6 +203,11 @@ MUTATIONS = [
         "tests/unit/test_config.py::test_auto_is_bf16_on_a_cpu_that_has_its_products",
     ),
     Mutation(
+        "one rank keeps the copies that ZeRO shares out among many", "checks.py",
+        "stage = 0 if alone and (precision is Precision.fp32 or autocast) else 1", "stage = 1",
+        "tests/unit/test_config.py::test_one_rank_with_weights_in_float32_keeps_no_copies_for_zero",
+    ),
+    Mutation(
         "bf16 on a CPU has weights and sums in 16 bits", "checks.py",
         '(device == "cpu" if config.autocast is None else config.autocast)', "bool(config.autocast)",
         "tests/distributed/test_parity.py::test_bf16_on_a_cpu_is_autocast_of_plain_pytorch",

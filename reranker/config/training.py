@@ -150,8 +150,8 @@ class OptimConfig:
 
 @dataclass
 class DeepspeedConfig:
-    stage: int = 1
-    """ZeRO stage: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters are partitioned"""
+    stage: Optional[int] = None
+    """ZeRO stage: 0 shares nothing, 1 optimizer state, 2 gradients too, 3 parameters too; null: 1, one fp32 rank 0"""
     reduce_bucket_size: Optional[int] = None
     """Elements of a gradient bucket; null: sized to the model, at most 5e8"""
     offload: bool = False

@@ -111,6 +111,7 @@ def prepare(
     arithmetic, told = resolve_precision(
         config.precision, ranks.device.type, config.deepspeed.stage,
         config.precision.name is Precision.auto and ranks.device.type == "cpu" and all(ranks.gather(multiplies_bf16())),
+        alone=ranks.world == 1 and not config.deepspeed.offload,
     )  # fmt: skip
     hugging_face = load_tokenizer(config.model.name, config.model.revision)
     model = load_config(config.model.name, config.model.revision)

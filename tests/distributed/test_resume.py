@@ -120,11 +120,14 @@ def test_resume_of_a_killed_training_is_bitwise_the_uninterrupted_one(
     assert filecmp.cmp(run / model, tmp_path / "whole" / model, shallow=False)
 
 
-SAVED = [(1, "zero0"), (2, "zero2"), (2, "zero3")]
+SAVED = [(1, "zero0"), (1, "auto"), (2, "zero2"), (2, "zero3")]
 """(ranks, ZeRO stage)"""
+CHOSEN = {1: 0, 2: 1}
+"""The stage of so many ranks in float32 that are not told any."""
 MOVES = [
     ((1, "zero0"), (2, "zero3")),
     ((1, "zero0"), (3, "zero1")),
+    ((1, "auto"), (2, "auto")),
     ((2, "zero2"), (1, "zero0")),
     ((2, "zero2"), (1, "zero3")),
     ((2, "zero2"), (2, "zero3")),
@@ -168,8 +171,10 @@ def test_resume_at_another_stage_or_number_of_ranks_has_the_same_losses(
     assert ((resumed[:, 2] - whole[:, 2]) / whole[:, 2]).abs().max() <= 1e-4
     assert torch.equal(resumed[:, 3], whole[:, 3])
     # The newest checkpoint is of the new topology, and of as many fragments.
-    state = json.loads((last_checkpoint(run) / "state.json").read_text("utf-8"))
-    assert (state["step"], state["world"], state["stage"]) == (12, world, int(stage[-1]))
+    for path, ranks_of, told in ((saved[origin], *origin), (run, *to)):
+        state = json.loads((last_checkpoint(path) / "state.json").read_text("utf-8"))
+        expected = CHOSEN[ranks_of] if told == "auto" else int(told[-1])
+        assert (state["step"], state["world"], state["stage"]) == (12, ranks_of, expected)
 
 
 @pytest.fixture(scope="module")

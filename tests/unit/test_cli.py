@@ -46,7 +46,7 @@ def line_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return err.removeprefix("reranker: error: ").rstrip("\n")
 
 
-STAGES = "one of zero0, zero1, zero2, zero2_offload, zero3, zero3_offload"
+STAGES = "one of auto, zero0, zero1, zero2, zero2_offload, zero3, zero3_offload"
 SEE = "see reranker train --help"
 UNKNOWN = "found an unknown key, expected a key of train"
 NO_SHARDS = (

@@ -248,6 +248,27 @@ def test_the_precision_follows_the_device_and_16_bit_weights_never_train_at_stag
     assert len(lines) == told
 
 
+@pytest.mark.parametrize(
+    ("requested", "device", "alone", "found"),
+    [
+        ("fp32", "cpu", True, 0),
+        ("fp32", "cuda", True, 0),
+        ("bf16", "cpu", True, 0),
+        ("bf16", "cuda", True, 1),
+        ("fp16", "cuda", True, 1),
+        ("fp32", "cpu", False, 1),
+        ("fp16", "cuda", False, 1),
+    ],
+)
+def test_one_rank_with_weights_in_float32_keeps_no_copies_for_zero(
+    requested: str, device: str, alone: bool, found: int
+) -> None:
+    precision = PrecisionConfig(name=Precision(requested))
+    arithmetic, told = resolve_precision(precision, device, None, alone=alone)
+    assert (arithmetic.stage, told) == (found, [])
+    assert resolve_precision(precision, device, 2, alone=alone)[0].stage == 2
+
+
 def test_autocast_is_a_choice_of_bf16_alone() -> None:
     asked = {choice: PrecisionConfig(name=Precision.bf16, autocast=choice) for choice in (True, False)}
     assert resolve_precision(asked[True], "cuda", 0) == ((Precision.bf16, True, 0), [])
