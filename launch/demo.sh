@@ -3,7 +3,7 @@
 #
 #   bash launch/demo.sh                      about everything that the framework does, under runs/demo
 #   bash launch/demo.sh train.max_steps=20   the same, with keys for the training
-#   bash launch/demo.sh --quick              every step of it, to see that all of it works here, under runs/demo-quick: a
+#   bash launch/demo.sh --quick              every step of it, to see that all of it works here, under runs/quick: a
 #                                            sixth of the groups, a ninth of the passages to mine, 12 steps of training, a
 #                                            quarter of the queries, of which all models read 64 tokens a pair
 #
@@ -23,7 +23,7 @@ for word in "$@"; do
     esac
 done
 if $quick; then
-    run=runs/demo-quick source=runs/demo-quick/data questions=(sample=50 max_length=64)
+    run=runs/quick source=runs/quick/data questions=(sample=50 max_length=64)
     mined=(mine.corpus="$source/passages.jsonl" mine.dense.max_length=64)
     keys=(train.max_steps=12 data.max_length=64 data.shards="$run/shards" data.dev="$source/dev.jsonl" "${keys[@]}")
 fi

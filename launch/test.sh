@@ -6,7 +6,7 @@
 #                                        first document to the exported model; tests/slurm, which installs a cluster of
 #                                        Debian's packages and wants root; and
 #                                        tests/mutations.py: that the tests fail for code that is broken. Of those that
-#                                        start ranks a third, another one for another commit: all of them are
+#                                        start ranks a third, chosen by the commit's hash: all of them are
 #                                        `bash launch/test.sh -n 6 --maxschedchunk 1 tests/mutations.py`
 #   bash launch/test.sh tests/unit -k x  pytest alone, with these arguments
 

@@ -26,7 +26,7 @@ def carried_directory(name: str) -> Path:
 
 @functools.cache
 def field_docs(config: type) -> dict[str, str]:
-    """{field: the line under it} of a config dataclass, those that it inherits among them."""
+    """{field: what stands under it, as one line} of a config dataclass, those that it inherits among them."""
     docs = dict(field_docs(base)) if (base := config.__base__) and dataclasses.is_dataclass(base) else {}
     body = ast.parse(inspect.getsource(config)).body[0]
     assert isinstance(body, ast.ClassDef)
@@ -34,7 +34,7 @@ def field_docs(config: type) -> dict[str, str]:
         if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr):
             assert isinstance(statement.target, ast.Name)
             assert isinstance(following.value, ast.Constant)
-            docs[statement.target.id] = str(following.value.value)
+            docs[statement.target.id] = " ".join(str(following.value.value).split())
     return docs
 
 

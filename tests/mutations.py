@@ -7,7 +7,8 @@ copy one test of each file must pass. By itself:
     python -m pytest tests/mutations.py
 
 `bash launch/test.sh --all` runs this behind all tests, and of the mutations whose tests are not in tests/unit (they
-start ranks, and take two thirds of the time) a third: MUTATIONS_SHARE=1/3 is the second of three shares.
+start ranks, and take two thirds of the time) a third, chosen by the commit's hash: MUTATIONS_SHARE=1/3 is the second of
+three shares.
 
 Importing what is not ours takes longer than most of these tests, so that a process imports it once and runs each test
 in a fork of itself.
@@ -201,6 +202,11 @@ MUTATIONS = [
         "a CPU trains in float32 though it multiplies bfloat16", "checks.py",
         "Precision.bf16 if bf16_processor else Precision.fp32", "Precision.fp32",
         "tests/unit/test_config.py::test_auto_is_bf16_on_a_cpu_that_has_its_products",
+    ),
+    Mutation(
+        "one rank that offloads is at a stage that does not", "train/job.py",
+        "alone=ranks.world == 1 and not config.deepspeed.offload,", "alone=ranks.world == 1,",
+        "tests/distributed/test_resume.py::test_one_rank_that_offloads_is_at_a_stage_that_does",
     ),
     Mutation(
         "one rank keeps the copies that ZeRO shares out among many", "checks.py",
@@ -1270,6 +1276,7 @@ MUTATIONS = [
 def share_of(mutations: list[Mutation], share: str) -> list[Mutation]:
     """All those whose tests are in tests/unit, and of the others each `count`-th from `first` on, as FIRST/COUNT says."""
     first, count = (int(number) for number in share.split("/"))
+    assert 0 <= first < count, f"MUTATIONS_SHARE: found {share}, expected 0/3, 1/3 or 2/3, for example"
     others = [mutation for mutation in mutations if not mutation.test.startswith("tests/unit/")]
     left_out = {mutation for place, mutation in enumerate(others) if place % count != first}
     return [mutation for mutation in mutations if mutation not in left_out]
@@ -1350,6 +1357,13 @@ def first_of_each_file() -> list[str]:
     """One named test of each file of tests."""
     files = {mutation.test.partition("::")[0]: mutation.test for mutation in reversed(CHOSEN)}
     return sorted(files.values())
+
+
+def test_every_mutation_fits_the_code_and_names_a_test() -> None:
+    for mutation in MUTATIONS:
+        assert (ROOT / "reranker" / mutation.file).read_text("utf-8").count(mutation.old) == 1, mutation
+        file, _, test = mutation.test.partition("::")
+        assert f"def {test.partition('[')[0]}(" in (ROOT / file).read_text("utf-8"), mutation
 
 
 @pytest.mark.timeout(3600)  # many tests in one

@@ -151,7 +151,8 @@ class OptimConfig:
 @dataclass
 class DeepspeedConfig:
     stage: Optional[int] = None
-    """ZeRO stage: 0 shares nothing, 1 optimizer state, 2 gradients too, 3 parameters too; null: 1, one fp32 rank 0"""
+    """ZeRO stage: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters are shared out among the ranks; null:
+    1, and 0 for one rank alone whose weights are float32 (without offload)"""
     reduce_bucket_size: Optional[int] = None
     """Elements of a gradient bucket; null: sized to the model, at most 5e8"""
     offload: bool = False

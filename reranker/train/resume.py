@@ -138,6 +138,8 @@ def load(begun: Begun, engine: Any, ranks: Ranks, packed: bool) -> None:
     if ranks.first and begun.state.get("packed", packed) != packed:
         print(f"batch.packing: {'packed' if packed else 'padded'} from here on, which {begun.path.name} was not: "
               "packed, attention dropout is 0", file=sys.stderr)  # fmt: skip
+    if ranks.first and begun.state.get("stage", engine.stage) != engine.stage:
+        print(f"deepspeed: ZeRO stage {engine.stage} from here on, and was {begun.state['stage']}", file=sys.stderr)
     if "precision" in begun.state and ranks.first:
         before = told_precision(begun.state["precision"], begun.state.get("autocast", False))
         if before != (now := engine.arithmetic.told):

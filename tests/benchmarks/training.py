@@ -91,7 +91,8 @@ def measure_parts(parts: Sequence[str], settings: dict[str, str], work: Path, me
     if "scaling" in parts and settings["device"] == "cpu":
         for number in range(int(settings["rounds"])):
             for world in (1, 2):
-                one = Contestant("ours", f"ranks-{world}", "fp32", ours_options("tokens", SCALING_TOKENS, "packed"))
+                options = (*ours_options("tokens", SCALING_TOKENS, "packed"), "deepspeed=zero1")
+                one = Contestant("ours", f"ranks-{world}", "fp32", options)
                 measured.get(f"{one.name}:{number}", partial(ours, one, settings, work, world))
 
 
@@ -115,9 +116,9 @@ def contestants(device: str) -> list[Contestant]:
         for packing in ("padded", "packed"):
             options = ours_options("fixed", 1, packing)
             found.append(Contestant("ours", f"1x{GROUPS}-{packing}", precision, options, True))
-        if device == "cpu":  # one rank has nothing to share: what ZeRO's own copies take is seen beside it
-            options = (*ours_options("fixed", 1, "packed"), "deepspeed=zero0")
-            found.append(Contestant("ours", f"1x{GROUPS}-packed-zero0", precision, options, True))
+        if device == "cpu":  # where one rank has stage 0: what ZeRO's own copies take is seen beside it
+            options = (*ours_options("fixed", 1, "packed"), "deepspeed=zero1")
+            found.append(Contestant("ours", f"1x{GROUPS}-packed-zero1", precision, options, True))
         for tokens in TOKENS[device]:
             options = ours_options("tokens", tokens, "packed")
             found.append(Contestant("ours", f"tokens-{tokens}-packed", precision, options))

@@ -233,7 +233,7 @@ TRAIN_MISTAKES: dict[str, str | tuple[str, str]] = {
     "data.dev=dev.jsonl gate.sets={old:good.jsonl} gate.action=warn": "gate.action: found 'warn', expected refuse|mark; say gate.action=refuse, for example",
     "data.dev=dev.jsonl gate.sets={old:good.jsonl} gate.base=model_no_weights": "gate.base: found model_no_weights, which cannot be loaded (<reason>), expected a Hugging Face encoder directory or hub name; check the name and the network",
     "deepspeed.stage=4": "deepspeed.stage: found 4, expected 0, 1, 2, 3 or null; say deepspeed=zero2, for example",
-    "deepspeed=zero4": "deepspeed: found 'zero4', expected one of zero0, zero1, zero2, zero2_offload, zero3, zero3_offload; did you mean zero3?",
+    "deepspeed=zero4": "deepspeed: found 'zero4', expected one of auto, zero0, zero1, zero2, zero2_offload, zero3, zero3_offload; did you mean zero3?",
     "precision=fp16": "precision: found fp16 on a CPU, expected fp32, bf16 or auto, as DeepSpeed has no fp16 there; say precision=fp32",
     "run_dir=a_file": "run_dir: found a_file, which is a file, expected a directory; choose another one",
     "data.shards={}": "data.shards: found {}, expected a directory, a URL, or {name: DIR, other: {shards: DIR, weight: 0.5}}; say data.shards=DIR",

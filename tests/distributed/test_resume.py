@@ -120,14 +120,15 @@ def test_resume_of_a_killed_training_is_bitwise_the_uninterrupted_one(
     assert filecmp.cmp(run / model, tmp_path / "whole" / model, shallow=False)
 
 
-SAVED = [(1, "zero0"), (1, "auto"), (2, "zero2"), (2, "zero3")]
+SAVED = [(1, "zero0"), (1, "zero1"), (2, "zero2"), (2, "zero3")]
 """(ranks, ZeRO stage)"""
 CHOSEN = {1: 0, 2: 1}
 """The stage of so many ranks in float32 that are not told any."""
 MOVES = [
     ((1, "zero0"), (2, "zero3")),
     ((1, "zero0"), (3, "zero1")),
-    ((1, "auto"), (2, "auto")),
+    ((1, "zero0"), (2, "auto")),
+    ((1, "zero1"), (1, "auto")),
     ((2, "zero2"), (1, "zero0")),
     ((2, "zero2"), (1, "zero3")),
     ((2, "zero2"), (2, "zero3")),
@@ -163,6 +164,9 @@ def test_resume_at_another_stage_or_number_of_ranks_has_the_same_losses(
     run = rewound(saved[origin], tmp_path / "run", step=6)
     ranks = train(world, inputs.overrides(run, **topology_free(stage)))
     assert "resuming behind step 6\n" in ranks[0].err
+    chosen = CHOSEN[world] if stage == "auto" else int(stage[-1])
+    told = f"deepspeed: ZeRO stage {chosen} from here on, and was {origin[1][-1]}\n"
+    assert (told in ranks[0].err) == (chosen != int(origin[1][-1]))
 
     whole, resumed = (torch.tensor(trajectory(path), dtype=torch.float64) for path in (saved[origin], run))
     assert resumed[:, 0].tolist() == list(range(1, 13))
@@ -171,10 +175,14 @@ def test_resume_at_another_stage_or_number_of_ranks_has_the_same_losses(
     assert ((resumed[:, 2] - whole[:, 2]) / whole[:, 2]).abs().max() <= 1e-4
     assert torch.equal(resumed[:, 3], whole[:, 3])
     # The newest checkpoint is of the new topology, and of as many fragments.
-    for path, ranks_of, told in ((saved[origin], *origin), (run, *to)):
-        state = json.loads((last_checkpoint(path) / "state.json").read_text("utf-8"))
-        expected = CHOSEN[ranks_of] if told == "auto" else int(told[-1])
-        assert (state["step"], state["world"], state["stage"]) == (12, ranks_of, expected)
+    state = json.loads((last_checkpoint(run) / "state.json").read_text("utf-8"))
+    assert (state["step"], state["world"], state["stage"]) == (12, world, chosen)
+
+
+def test_one_rank_that_offloads_is_at_a_stage_that_does(inputs: Inputs, tmp_path: Path) -> None:
+    values = topology_free("auto") | {"deepspeed.offload": "true", "train.max_steps": 1}
+    train(1, inputs.overrides(tmp_path / "run", **values))
+    assert read_state(last_checkpoint(tmp_path / "run"))["stage"] == 1
 
 
 @pytest.fixture(scope="module")

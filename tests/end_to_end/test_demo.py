@@ -24,7 +24,7 @@ from reranker.groups import read_groups
 from reranker.model.onnx import onnx_scores, session_of
 
 ROOT = Path(__file__).resolve().parents[2]
-MADE, RUN = ROOT / "runs" / "demo" / "data", ROOT / "runs" / "demo-quick"
+MADE, RUN = ROOT / "runs" / "demo" / "data", ROOT / "runs" / "quick"
 
 
 def demo() -> str:
