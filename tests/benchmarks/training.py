@@ -91,8 +91,8 @@ def measure_parts(parts: Sequence[str], settings: dict[str, str], work: Path, me
     if "scaling" in parts and settings["device"] == "cpu":
         for number in range(int(settings["rounds"])):
             for world in (1, 2):
-                options = (*ours_options("tokens", SCALING_TOKENS, "packed"), "deepspeed=zero1")
-                one = Contestant("ours", f"ranks-{world}", "fp32", options)
+                packed = (*ours_options("tokens", SCALING_TOKENS, "packed"), "deepspeed=zero1")
+                one = Contestant("ours", f"ranks-{world}", "fp32", packed)
                 measured.get(f"{one.name}:{number}", partial(ours, one, settings, work, world))
 
 
