@@ -7,8 +7,8 @@ copy one test of each file must pass. By itself:
     python -m pytest tests/mutations.py
 
 `bash launch/test.sh --all` runs this behind all tests, and of the mutations whose tests are not in tests/unit (they
-start ranks, and take two thirds of the time) a third, chosen by the commit's hash: MUTATIONS_SHARE=1/3 is the second of
-three shares.
+start ranks, and take two thirds of the time) a third, on a slow machine a twelfth, chosen by the commit's hash:
+MUTATIONS_SHARE=1/3 is the second of three shares.
 
 Importing what is not ours takes longer than most of these tests, so that a process imports it once and runs each test
 in a fork of itself.
