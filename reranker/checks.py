@@ -161,9 +161,8 @@ def check_train(config: TrainConfig) -> None:
         shown = "[" + ",".join(f"{beta:g}" for beta in optim.betas) + "]"
         raise UserError("optim.betas", shown, "two numbers of at least 0 and below 1", "say optim.betas=[0.9,0.999]")
     if config.deepspeed.stage not in (None, 0, 1, 2, 3):
-        raise UserError(
-            "deepspeed.stage", str(config.deepspeed.stage), "0, 1, 2, 3 or null", "say deepspeed=zero2, for example"
-        )
+        raise UserError("deepspeed.stage", str(config.deepspeed.stage), "0, 1, 2, 3 or null",
+                        "say deepspeed=zero2, for example")  # fmt: skip
     if data.query_max_length is not None and data.query_max_length > data.max_length - 5:
         raise UserError(
             "data.query_max_length",
@@ -280,8 +279,7 @@ def resolve_precision(
     start, a loss that is never scaled), so weights of 16 bits at stage 0 become stage 1, whose arithmetic is the same.
     Raises UserError for fp16 asked for on a CPU, and for autocast of what is not bf16.
     """
-    told = []
-    precision = config.name
+    told, precision = [], config.name
     if precision is Precision.auto:
         precision = Precision.fp16 if device == "cuda" else Precision.bf16 if bf16_processor else Precision.fp32
         if device == "cpu":
