@@ -164,12 +164,9 @@ def check_train(config: TrainConfig) -> None:
         raise UserError("deepspeed.stage", str(config.deepspeed.stage), "0, 1, 2, 3 or null",
                         "say deepspeed=zero2, for example")  # fmt: skip
     if data.query_max_length is not None and data.query_max_length > data.max_length - 5:
-        raise UserError(
-            "data.query_max_length",
-            str(data.query_max_length),
-            f"at most data.max_length - 5 = {data.max_length - 5}, to leave room for the passage",
-            "lower it or raise data.max_length",
-        )
+        expected = f"at most data.max_length - 5 = {data.max_length - 5}, to leave room for the passage"
+        raise UserError("data.query_max_length", str(data.query_max_length), expected,
+                        "lower it or raise data.max_length")  # fmt: skip
     if data.origin is not None and (lines := len(data.origin.strip().splitlines())) != 1:
         raise UserError("data.origin", f"{lines} lines" if lines else "an empty text", "one line for the model card",
                         "write one, or say data.origin=null")  # fmt: skip
@@ -277,7 +274,7 @@ def resolve_precision(
     for the copies of weights and gradients that ZeRO works on: with no stage asked for it has stage 0, others have 1.
     A CPU has no fp16 in DeepSpeed; at stage 0 its 16-bit paths train wrongly (an AdamW step with zero gradients at
     start, a loss that is never scaled), so weights of 16 bits at stage 0 become stage 1, whose arithmetic is the same.
-    Raises UserError for fp16 asked for on a CPU, and for autocast of what is not bf16.
+    Raises UserError for fp16 asked for on a CPU, for autocast of what is not bf16, and for TF32 of what is not fp32.
     """
     told, precision = [], config.name
     if precision is Precision.auto:
@@ -291,6 +288,9 @@ def resolve_precision(
     if config.autocast and precision is not Precision.bf16:
         raise UserError("precision.autocast", f"true in {precision.value}", "bf16, whose range is float32's",
                         "say precision=bf16, or leave it away")  # fmt: skip
+    if config.tf32 and precision is not Precision.fp32:
+        raise UserError("precision.tf32", f"true in {precision.value}", "fp32, whose products it makes rougher",
+                        "say precision=fp32, or leave it away")  # fmt: skip
     autocast = precision is Precision.bf16 and (device == "cpu" if config.autocast is None else config.autocast)
     if stage is None:
         stage = 0 if alone and (precision is Precision.fp32 or autocast) else 1

@@ -219,6 +219,11 @@ MUTATIONS = [
         "tests/distributed/test_parity.py::test_bf16_on_a_cpu_is_autocast_of_plain_pytorch",
     ),
     Mutation(
+        "a training multiplies as the one before it in its process did", "train/distributed.py",
+        "matmul.allow_tf32 = tf32", "matmul.allow_tf32 |= tf32",
+        "tests/distributed/test_precision.py::test_float32_is_multiplied_whole_unless_a_training_asks_for_tf32",
+    ),
+    Mutation(
         "the optimizer is not offloaded", "train/deepspeed_config.py",
         "    if offload:\n", "    if False:\n",
         "tests/unit/test_deepspeed_config.py::test_offload_keeps_the_optimizer_in_the_machines_memory",

@@ -165,6 +165,8 @@ class PrecisionConfig:
     """fp16, bf16 or fp32; auto: fp16 on a GPU; on a CPU bf16 where it has its products, else fp32"""
     autocast: Optional[bool] = None
     """bf16: products alone have 16 bits, weights and what layers add up stay in float32; null: on a CPU, not a GPU"""
+    tf32: bool = False
+    """fp32 on a GPU: products with 10 bits of the mantissa (TensorFloat-32), several times as fast, rough as fp16's"""
     initial_scale_power: int = 16
     """fp16: the loss scale starts at two to this power"""
     loss_scale_window: int = 1000

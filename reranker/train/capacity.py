@@ -91,7 +91,7 @@ def find_tokens(engine: Engine, ranks: Ranks, passages: int, max_length: int, mo
     if found is None:
         error = UserError("batch.tokens", f"auto where not one group of {least:,} tokens fits", "a group that does",
                           "lower data.group_size or data.max_length, or say model.gradient_checkpointing=true, "
-                          "a higher ZeRO stage, or batch.chunk_tokens with a number for batch.tokens")  # fmt: skip
+                          "deepspeed=zero3_offload, or batch.chunk_tokens with a number for batch.tokens")  # fmt: skip
         error.agreed = True
         raise error
     return found

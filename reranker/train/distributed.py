@@ -104,6 +104,15 @@ def multiplies_bf16() -> bool:
     return any(found.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))  # the last: ARM
 
 
+def set_arithmetic(deterministic: bool, tf32: bool) -> None:
+    """How torch computes from now on in this process, whatever a training before had."""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
+    torch.use_deterministic_algorithms(deterministic)
+    # Not `fp32_precision`: with that set, whoever asks for `allow_tf32`, as torch.compile does, is refused.
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+
+
 def join(device: Device, timeout: float) -> Ranks:
     """Meet the other ranks. Collectives end with an error after `timeout` seconds.
 

@@ -21,8 +21,6 @@ from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # our workers are the parallelism
 
-import torch
-
 from reranker.checks import check_train
 from reranker.config.common import Artifacts, BatchPolicy, Precision
 from reranker.config.training import TrainConfig
@@ -34,7 +32,7 @@ from reranker.train import estimate, loop
 from reranker.train.artifacts import artifacts
 from reranker.train.capacity import measured_tokens
 from reranker.train.checkpoint import checkpoint_directories
-from reranker.train.distributed import Ranks, device_name, join, leave, multiplies_bf16
+from reranker.train.distributed import Ranks, device_name, join, leave, multiplies_bf16, set_arithmetic
 from reranker.train.flops import model_flops
 from reranker.train.gate import find_guards, measure_base
 from reranker.train.guards import Health
@@ -187,9 +185,7 @@ def train_job(
     from reranker.train.events import RunEvents
 
     config = job.config
-    if config.train.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
-    torch.use_deterministic_algorithms(config.train.deterministic)
+    set_arithmetic(config.train.deterministic, config.precision.tf32)
     model, fresh = ranks.together(
         lambda: load_model(
             config.model.name,

@@ -31,6 +31,7 @@ from reranker.model.unpad import pack
 from reranker.progress import progress_bar
 from reranker.train.checkpoint import Pieces, read_weights
 from reranker.train.checkpoints import refuse_directory
+from reranker.train.distributed import set_arithmetic
 from reranker.train.job import Job, make_plan
 from reranker.train.replay_report import GroupResult, MicroBatchResult, Replayed, show, to_json
 from reranker.train.replay_setup import Replay, in_words_of_replay, open_replay, recorded
@@ -52,9 +53,7 @@ def replay_command(config: ReplayConfig) -> int:
 def run_step(replay: Replay, texts: bool = False) -> Replayed:
     """Run the step forward and backward, rank by rank; with `texts` the groups come with theirs. Raises UserError."""
     job, step, settings = replay.job, replay.step, replay.job.config
-    if settings.train.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
-    torch.use_deterministic_algorithms(settings.train.deterministic)
+    set_arithmetic(settings.train.deterministic, settings.precision.tf32)
     model, plan = _model(replay), make_plan(job, replay.number, None)
     gradient = Gradient(model, _loss_scale(replay), job.world)
     micro_batches: list[MicroBatchResult] = []

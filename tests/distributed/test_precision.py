@@ -16,7 +16,7 @@ import torch
 
 from reranker.train.checkpoint import newest
 from tests.distributed.conftest import Inputs, records
-from tests.distributed.ranks import run, train
+from tests.distributed.ranks import run, start, train
 
 STEPS = 20
 DISTANCE = 2e-3
@@ -198,3 +198,23 @@ def test_a_training_goes_on_in_another_precision_and_says_so(
     assert saved_state(run_dir)["precision"] == ("fp32" if now == "fp32" else "bf16")
     losses = torch.tensor(column(run_dir, "train/loss"))
     assert (losses - torch.tensor(in_fp32)).abs().max() <= DISTANCE
+
+
+def two_trainings(argv: list[str]) -> int:
+    """The life of a rank that trains with TF32, and then without, and notes what torch was told each time."""
+    from reranker.cli import main
+
+    told = []
+    for tf32 in ("true", "false"):
+        code = main(["train", *argv[1:], f"run_dir={argv[0]}/{tf32}", f"precision.tf32={tf32}"])
+        told.append([code, torch.backends.cuda.matmul.fp32_precision, torch.backends.cuda.matmul.allow_tf32])
+    (Path(argv[0]) / "told.json").write_text(json.dumps(told), encoding="utf-8")
+    return 0
+
+
+def test_float32_is_multiplied_whole_unless_a_training_asks_for_tf32(inputs: Inputs, tmp_path: Path) -> None:
+    overrides = inputs.overrides(tmp_path, precision="fp32", **{"train.max_steps": 1, "train.epochs": 1})
+    arguments = [word for word in overrides if not word.startswith("run_dir=")]
+    (ended,) = start(1, [str(tmp_path), *arguments], function=two_trainings).wait()
+    assert ended.code == 0, ended.err
+    assert json.loads((tmp_path / "told.json").read_text("utf-8")) == [[0, "tf32", True], [0, "ieee", False]]

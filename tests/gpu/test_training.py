@@ -82,6 +82,15 @@ def test_bf16_by_autocast_learns_what_float32_learns(inputs: Inputs, tmp_path: P
     assert max(abs(found - wanted) for found, wanted in zip(losses, expected, strict=True)) < DISTANCE
 
 
+def test_tf32_on_a_gpu_learns_what_float32_learns(inputs: Inputs, tmp_path: Path) -> None:
+    whole, rough = (
+        _train(inputs, tmp_path / tf32, precision="fp32", deepspeed="zero1",
+               **{"precision.tf32": tf32, "train.deterministic": "true"})
+        for tf32 in ("false", "true")
+    )  # fmt: skip
+    assert 0 < max(abs(found - wanted) for found, wanted in zip(rough, whole, strict=True)) < DISTANCE
+
+
 def test_fp16_is_the_default_on_a_gpu(inputs: Inputs, tmp_path: Path) -> None:
     _train(inputs, tmp_path / "auto")
     newest = sorted((tmp_path / "auto" / "checkpoints").glob("step-*"))[-1]

@@ -120,7 +120,7 @@ def test_a_gpu_too_small_for_one_group_is_told_in_one_line(monkeypatch: pytest.M
     assert caught.value.agreed
     assert str(caught.value) == (
         "batch.tokens: found auto where not one group of 512 tokens fits, expected a group that does; lower "
-        "data.group_size or data.max_length, or say model.gradient_checkpointing=true, a higher ZeRO stage, or "
+        "data.group_size or data.max_length, or say model.gradient_checkpointing=true, deepspeed=zero3_offload, or "
         "batch.chunk_tokens with a number for batch.tokens"
     )
 

@@ -288,6 +288,13 @@ def test_auto_is_bf16_on_a_cpu_that_has_its_products() -> None:
     assert resolve_precision(fp32, "cpu", 2, bf16_processor=True)[0].precision is Precision.fp32
 
 
+def test_tf32_is_of_float32_alone() -> None:
+    tf32 = PrecisionConfig(tf32=True)
+    assert resolve_precision(replace(tf32, name=Precision.fp32), "cuda", 2)[0].precision is Precision.fp32
+    with pytest.raises(UserError, match=r"precision\.tf32: found true in fp16, expected fp32"):
+        resolve_precision(tf32, "cuda", 2)
+
+
 def test_fp16_on_a_cpu_is_refused_unless_it_is_forced() -> None:
     fp16 = PrecisionConfig(name=Precision.fp16)
     with pytest.raises(UserError, match="precision: found fp16 on a CPU, expected fp32, bf16 or auto"):
