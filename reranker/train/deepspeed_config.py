@@ -24,8 +24,8 @@ def deepspeed_config(
         offload: masters and moments in the machine's memory, in pinned pages if `pinned`.
 
     Accumulation is ours (`managed_gradient_accumulation: false`): any number of backwards, then one step.
-    With it DeepSpeed overlaps reductions with the backward at stages 2 and 3 alone, and not safely: of a parameter that
-    is larger than a bucket, a rank that owns no part drops its gradient while the reduction may still read it.
+    With it DeepSpeed overlaps reductions with the backward at stages 2 and 3 alone, and at 2 not safely: a rank that
+    owns no part of a parameter larger than a bucket drops its gradient while the reduction may still read it.
     """
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,

@@ -1,4 +1,4 @@
-"""The ranks of a job: who we are, and how all agree on an outcome.
+"""The ranks of a job: who we are, what we compute with, and how all agree on an outcome.
 
 In: the environment that `deepspeed`, `torchrun`, SLURM wrappers or SageMaker set (RANK, WORLD_SIZE,
 LOCAL_RANK, MASTER_ADDR, MASTER_PORT); a plain process is a world of one. Out: `Ranks`. A mistake found on one rank is
